@@ -1,0 +1,18 @@
+"""What all tests share: the real images and models beside the checkout, where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the real images and the trained reference models; skips where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "models").is_dir():
+        pytest.skip(f"the reference models and images are not at {folder}")
+    return folder
