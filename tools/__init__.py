@@ -1,0 +1,1 @@
+"""What a maintainer runs: benchmarks, training of the reference models, plots."""
