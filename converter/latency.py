@@ -1,0 +1,283 @@
+"""Fair timing of several models side by side under onnxruntime.
+
+All models are warmed up, then timed in short bursts that take turns, in a new random order every
+round: what disturbs the machine for a while disturbs all of them. What is compared are medians over
+rounds.
+
+Sessions stay open over the rounds, and that is where such timings go wrong: after a run,
+onnxruntime's threads spin for some 50 ms before they sleep, and take the cores from the next
+session. So there are two modes:
+
+- spinning, the default: threads spin as deployed, and a burst begins only when this program's other
+  threads are asleep. On two AVX-512 cores, hardly used by others, this read like a session that is
+  alone in its program (AlexNet for 32×32 at batch 1: 2.5–3.3 ms beside 2.4–3.2 ms alone, ResNet-20
+  0.5–0.8 ms both ways), where turns without that wait read up to 8.6 ms.
+- not spinning: threads sleep at once. Small models at batch 1 then read slower than deployed
+  (ResNet-20 0.8–1.1 ms), but timings are steadier where other programs keep the cores busy.
+
+Neither mode can undo the work of other programs: the interval of a speed-up shows it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from converter.config import Provider, Runtime
+from converter.errors import ConfigError
+from converter.runtime import open_session, run
+
+__all__ = ["Speedup", "Timing", "measure_latency", "speedup"]
+
+_ROUNDS_LEAST = 5
+_WARM_SECONDS = 0.02
+"""Untimed runs before a burst end after this time: by then clocks and caches are warm."""
+_SETTLE_STEP = 0.01
+_SETTLE_BUSY = 0.001
+_SETTLE_LIMIT = 0.5
+"""Threads count as asleep once a step of waiting takes less than the busy time of CPU (seconds)."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one model takes for one batch, and how that was measured.
+
+    Attributes
+    ----------
+    median_ms : float
+        Median over rounds of each round's median, in milliseconds.
+    p10_ms, p90_ms : float
+        Quantiles over all timed runs, in milliseconds.
+    runs : int
+        Timed runs in all rounds.
+    rounds_ms : tuple of float
+        Each round's median, in milliseconds; models measured together share their rounds.
+    batch : int
+        Length of the first axis of the first input.
+    provider : {"cpu", "cuda"}
+    threads : int
+        Threads inside an operator.
+    spinning : bool
+        Whether idle threads spun, as deployed.
+    settled : bool
+        Whether this program's other threads slept before every burst; always True where threads do
+        not spin.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    rounds_ms: tuple[float, ...]
+    batch: int
+    provider: Provider
+    threads: int
+    spinning: bool
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster a model is than another: ratio of medians and its 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def measure_latency(
+    models: Mapping[str, onnx.ModelProto | Path | bytes],
+    feeds: Mapping[str, npt.NDArray[Any]],
+    runtime: Runtime,
+    *,
+    seconds: float = 2.0,
+    rounds: int = 12,
+    warmup: int = 3,
+    spinning: bool = True,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Time `models` on the same `feeds`, in turns.
+
+    Parameters
+    ----------
+    models : mapping of str to onnx.ModelProto, Path or bytes
+        What is timed, by name. All stay open together.
+    feeds : mapping of str to ndarray
+        One batch of input. On CUDA it is copied to the device once, and a run counts until its
+        outputs are there.
+    runtime : Runtime
+        Provider and threads.
+    seconds : float, default 2.0
+        Timed seconds for each model, above 0; warm-up and waiting come on top.
+    rounds : int, default 12
+        Bursts that `seconds` are split into, from 1. A slow model gets fewer, but not below 5, and
+        one run in each at least.
+    warmup : int, default 3
+        Untimed runs before each burst, from 1; fewer where they take longer than 20 ms.
+    spinning : bool, default True
+        Which of the two modes of this module.
+    seed : int, default 0
+        Seed of the order within rounds.
+
+    Returns
+    -------
+    dict of str to Timing
+        In the order of `models`.
+
+    Raises
+    ------
+    ConfigError
+        Where seconds, rounds or warm-up are not above 0.
+    ConfigError, ModelError, CalibrationError
+        As `converter.runtime.open_session` and `converter.runtime.run`.
+    """
+    for name, value in (("seconds", seconds), ("rounds", rounds), ("warmup", warmup)):
+        if value <= 0:
+            raise ConfigError(f"{name} is {value}, and a timing needs more than 0; correct it")
+    sessions = {
+        name: open_session(model, runtime, spinning=spinning, label=name)
+        for name, model in models.items()
+    }
+    runs = {name: _runner(session, feeds, runtime, name) for name, session in sessions.items()}
+    slowest = max((_warmed(once, warmup) for once in runs.values()), default=0.0)
+    if slowest > 0:
+        rounds = min(rounds, max(_ROUNDS_LEAST, int(seconds / slowest)))
+    times: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in runs}
+    order = list(runs)
+    generator = np.random.default_rng(seed)
+    settled = True
+    for _ in range(rounds):
+        generator.shuffle(order)
+        for name in order:
+            if spinning:
+                settled &= _settle()
+            _warmed(runs[name], warmup)
+            times[name].append(_burst(runs[name], seconds / rounds))
+    batch = next((feed.shape[0] for feed in feeds.values() if feed.ndim), 1)
+    return {
+        name: _timing(bursts, batch, runtime, spinning=spinning, settled=settled)
+        for name, bursts in times.items()
+    }
+
+
+def speedup(original: Timing, converted: Timing) -> Speedup:
+    """Return how many times faster `converted` is than `original`, both from one `measure_latency`.
+
+    The interval is a percentile bootstrap over rounds (Efron 1979): 2,000 resamples with a fixed
+    seed, each of the same rounds of both, since what disturbs a round disturbs both models.
+
+    Raises
+    ------
+    ValueError
+        Where the two were not measured in the same rounds.
+    """
+    if len(original.rounds_ms) != len(converted.rounds_ms):
+        raise ValueError(
+            "a speed-up needs two timings from one measurement, and these have different rounds"
+        )
+    before, after = np.asarray(original.rounds_ms), np.asarray(converted.rounds_ms)
+    picks = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
+    ratios = np.median(before[picks], axis=1) / np.median(after[picks], axis=1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return Speedup(original.median_ms / converted.median_ms, float(low), float(high))
+
+
+def _runner(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    runtime: Runtime,
+    label: str,
+) -> Callable[[], object]:
+    """Run once through the checked way, then return the bare run that is timed."""
+    run(session, None, feeds, label=label)
+    if runtime.provider == "cuda":
+        return _bound(session, feeds, "cuda")
+    given = dict(feeds)
+    return lambda: session.run(None, given)
+
+
+def _bound(
+    session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], device: str
+) -> Callable[[], object]:
+    """Return a run with inputs and outputs on `device`, that ends when the outputs are there."""
+    binding = session.io_binding()
+    for name, feed in feeds.items():
+        binding.bind_ortvalue_input(
+            name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed), device, 0)
+        )
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def once() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return once
+
+
+def _warmed(once: Callable[[], object], warmup: int) -> float:
+    """Run untimed; return the seconds that the last run took."""
+    start = time.perf_counter()
+    last = 0.0
+    for _ in range(warmup):
+        begin = time.perf_counter()
+        once()
+        last = time.perf_counter() - begin
+        if begin + last - start > _WARM_SECONDS:
+            break
+    return last
+
+
+def _burst(once: Callable[[], object], seconds: float) -> npt.NDArray[np.float64]:
+    """Milliseconds of each run, for about `seconds`, and of one run at least."""
+    clock = time.perf_counter_ns
+    marks = [clock()]
+    end = marks[0] + int(seconds * 1e9)
+    while len(marks) == 1 or marks[-1] < end:
+        once()
+        marks.append(clock())
+    return np.diff(np.asarray(marks)) / 1e6
+
+
+def _settle() -> bool:
+    """Wait until this program's threads sleep; False where they do not within the limit."""
+    end = time.perf_counter() + _SETTLE_LIMIT
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(_SETTLE_STEP)
+        if time.process_time() - before < _SETTLE_BUSY:
+            return True
+    return False
+
+
+def _timing(
+    bursts: list[npt.NDArray[np.float64]],
+    batch: int,
+    runtime: Runtime,
+    *,
+    spinning: bool,
+    settled: bool,
+) -> Timing:
+    rounds = tuple(float(np.median(burst)) for burst in bursts)
+    p10, p90 = np.quantile(np.concatenate(bursts), (0.1, 0.9))
+    return Timing(
+        median_ms=statistics.median(rounds),
+        p10_ms=float(p10),
+        p90_ms=float(p90),
+        runs=sum(map(len, bursts)),
+        rounds_ms=rounds,
+        batch=batch,
+        provider=runtime.provider,
+        threads=runtime.thread_count,
+        spinning=spinning,
+        settled=settled,
+    )
