@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from converter.errors import ConfigError
@@ -321,7 +321,7 @@ class SolverSettings:
         `admm` is the method; the other two are baselines (low rank alone, no activation).
     device : str, default "cpu"
         torch device of the fits: "cpu", "cuda" or "cuda:N".
-    iterations : int, default 60
+    iterations : int, default 25
         Most ADMM iterations for one point of the path.
     polish : int, default 8
         Most rounds of polish for a layer.
@@ -329,11 +329,8 @@ class SolverSettings:
 
     name: SolverName = "admm"
     device: str = "cpu"
-    iterations: int = 60
+    iterations: int = 25
     polish: int = 8
-    eps_abs: float = 1e-4
-    eps_rel: float = 1e-3
-    extra: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(

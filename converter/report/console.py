@@ -1,0 +1,373 @@
+"""Tables and progress on the terminal; plain lines where it is none.
+
+Tables go to standard output, progress and messages to standard error, so that either can be
+redirected by itself. Names come from files that nobody vouches for: whatever is not printable in
+them is replaced, and nothing in them is taken for markup.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from converter.progress import Advance
+
+if TYPE_CHECKING:
+    from converter.inspection import Inspection
+    from converter.outcome import Conversion, LayerOutcome
+    from converter.validation import Latency, OutputComparison, Validation
+
+__all__ = [
+    "ConsoleProgress",
+    "output_console",
+    "print_conversion",
+    "print_inspection",
+    "print_message",
+    "print_validation",
+    "printable",
+]
+
+_PIPE_WIDTH = 240
+"""Columns where output is no terminal: enough that no table is folded."""
+_QUIET_SECONDS = 10.0
+"""Where there is no terminal, a long stage says how far it is this often."""
+
+
+def output_console(*, stderr: bool = False) -> Console:
+    """Return a console on standard output or error as it is now."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_message(text: str) -> None:
+    """Print one line to standard error, never folded."""
+    output_console(stderr=True).print(Text(f"twofold: {printable(text)}"), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with � for what a terminal might take as a command."""
+    return _visible(" ".join(text.split()))
+
+
+def _visible(line: str) -> str:
+    return "".join(c if c.isprintable() else "�" for c in line)
+
+
+# Progress ------------------------------------------------------------------------------------
+
+
+class ConsoleProgress:
+    """Shows stages as they go: bars on a terminal, a few plain lines elsewhere.
+
+    Parameters
+    ----------
+    console : Console
+        Where to; `output_console(stderr=True)` as a rule.
+    clock : callable, default time.monotonic
+        Seconds that go on.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._bars: Progress | None = None
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """Show a stage of `total` steps; one may be opened within another.
+
+        A stage of one step gets a line on a terminal too: bars are drawn by a thread, and such a
+        stage may be a timing, which nothing must disturb.
+        """
+        shown = self._bar if self._console.is_terminal and total > 1 else self._lines
+        with shown(printable(title), total) as advance:
+            yield advance
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Advance]:
+        with self._live() as bars:
+            task = bars.add_task(title, total=total, note="")
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                bars.update(task, advance=steps, note=printable(note))
+
+            yield advance
+            bars.update(task, completed=total, note="")
+
+    @contextmanager
+    def _live(self) -> Iterator[Progress]:
+        """Give the bars that are shown now; a stage within another shares them."""
+        if self._bars is not None:
+            yield self._bars
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False, style="dim"),
+        )
+        with Progress(*columns, console=self._console) as self._bars:
+            try:
+                yield self._bars
+            finally:
+                self._bars = None
+
+    @contextmanager
+    def _lines(self, title: str, total: int) -> Iterator[Advance]:
+        begun = said = self._clock()
+        done = 0
+        self._line(f"{title} ...")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done, said
+            done += steps
+            now = self._clock()
+            if now - said >= _QUIET_SECONDS:
+                said = now
+                self._line(f"{title}: {done}/{total} {printable(note)}".rstrip())
+
+        yield advance
+        self._line(f"{title}: done in {self._clock() - begun:.1f} s")
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+
+# Tables --------------------------------------------------------------------------------------
+
+
+def print_conversion(
+    conversion: Conversion, report: Path | None = None, console: Console | None = None
+) -> None:
+    """Print what became of each layer, of the whole, and where the files lie."""
+    console = console or output_console()
+    table = _table(
+        "layer", "weight", "scheme", ">rank", ">channels", ">MACs", ">after", ">error", "status"
+    )
+    for layer in conversion.layers:
+        table.add_row(*_texts(_layer_cells(layer)))
+    console.print(table)
+    _print_lines(
+        console,
+        [
+            f"MACs        {_count(conversion.macs_before)} → {_count(conversion.macs_after)}"
+            f"  (÷ {conversion.macs_reduction:.2f})",
+            f"parameters  {_count(conversion.params_before)} → {_count(conversion.params_after)}"
+            f"  (÷ {conversion.params_reduction:.2f})",
+            f"took        {sum(stage.seconds for stage in conversion.stages):.1f} s, "
+            f"{conversion.peak_memory_mib:,.0f} MiB of memory at most",
+            "error: squared error of the layer's response after its activation, relative to the "
+            "response, on patches that the fit did not see",
+        ],
+    )
+    _print_notes(console, conversion.notes)
+    files = [f"model       {conversion.out}"]
+    if report is not None:
+        files.append(f"report      {report}")
+    _print_lines(console, files)
+
+
+def _layer_cells(layer: LayerOutcome) -> list[str]:
+    kept = layer.scheme == "kept"
+    channels = f"{layer.support}/{layer.shape[1]}" if layer.support else "–"
+    return [
+        layer.name,
+        _shape(layer.shape),
+        layer.scheme,
+        str(layer.rank) if layer.rank else "–",
+        channels if len(layer.shape) > 1 else "–",
+        _count(layer.macs_before),
+        _count(layer.macs_after),
+        "–" if layer.error is None else f"{100 * layer.error:.3g} %",
+        (layer.reason or "") if kept else layer.status,
+    ]
+
+
+def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
+    """Print every linear layer and the totals."""
+    console = console or output_console()
+    table = _table(
+        "layer", "op", "weight", "output", ">MACs", ">parameters", "activation", "convertible"
+    )
+    for layer in inspection.layers:
+        table.add_row(
+            *_texts(
+                [
+                    layer.name,
+                    layer.op,
+                    _shape(layer.weight_shape),
+                    _shape(layer.output_shape),
+                    _count(layer.macs),
+                    _count(layer.params),
+                    layer.activation,
+                    "yes" if layer.reason is None else f"no: {layer.reason}",
+                ]
+            )
+        )
+    if inspection.layers:
+        console.print(table)
+    inputs = ", ".join(
+        f"{each.name} {each.dtype} {_shape(each.shape)}" for each in inspection.inputs
+    )
+    share = inspection.convertible_macs / inspection.macs if inspection.macs else 0.0
+    _print_lines(
+        console,
+        [
+            f"inputs      {inputs}",
+            f"MACs        {_count(inspection.macs)}, {share:.1%} of them in the "
+            f"{len(inspection.convertible)} of {len(inspection.layers)} layers that can be "
+            "converted",
+            f"parameters  {_count(inspection.params)}",
+        ],
+    )
+    if inspection.folded:
+        _print_lines(
+            console, [f"folded      {inspection.folded} changes by folding BatchNormalization"]
+        )
+    _print_notes(console, inspection.notes)
+
+
+def print_validation(validation: Validation, console: Console | None = None) -> None:
+    """Print the two models side by side, and how far their outputs differ."""
+    console = console or output_console()
+    table = _table("", ">original", ">converted", ">change")
+    for cells in _comparison_rows(validation):
+        table.add_row(*_texts(cells))
+    console.print(table)
+    outputs = _table("output", ">max error", ">mean", ">p99", ">max, of range", ">L2, relative")
+    for each in validation.outputs:
+        outputs.add_row(*_texts(_output_cells(each)))
+    console.print(outputs)
+    lines = [f"images      {validation.images:,}"]
+    if validation.agreement is not None:
+        agreement = validation.agreement
+        top5 = "" if agreement.top5 is None else f", top-5 {agreement.top5:.2%}"
+        lines.append(f"agreement   top-1 {agreement.top1:.2%}{top5}, without labels")
+    _print_lines(console, [*lines, *_timed(validation)])
+    _print_notes(console, validation.notes)
+
+
+def _comparison_rows(validation: Validation) -> Iterator[list[str]]:
+    before, after = validation.original, validation.converted
+    yield [
+        "size",
+        f"{before.bytes / 2**20:.2f} MiB",
+        f"{after.bytes / 2**20:.2f} MiB",
+        _factor(validation.bytes_reduction),
+    ]
+    yield [
+        "parameters",
+        _count(before.params),
+        _count(after.params),
+        _factor(validation.params_reduction),
+    ]
+    yield ["MACs", _count(before.macs), _count(after.macs), _factor(validation.macs_reduction)]
+    if validation.accuracy is not None:
+        accuracy = validation.accuracy
+        yield [
+            "accuracy",
+            f"{accuracy.original:.2%}",
+            f"{accuracy.converted:.2%}",
+            f"{0.0 - accuracy.drop_points:+.2f} ± {accuracy.standard_error_points:.2f} points",
+        ]
+    for latency in validation.latencies:
+        yield from _latency_row(latency)
+
+
+def _latency_row(latency: Latency) -> Iterator[list[str]]:
+    original, converted, ratio = latency.original, latency.converted, latency.speedup
+    if original is None or converted is None or ratio is None:
+        return
+    yield [
+        f"latency, batch {latency.batch}",
+        f"{original.median_ms:.3f} ms",
+        f"{converted.median_ms:.3f} ms",
+        f"speed-up {ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+    ]
+
+
+def _timed(validation: Validation) -> Iterator[str]:
+    """Say how it was timed, and what was not."""
+    timing = next((each.original for each in validation.latencies if each.original), None)
+    if timing is not None:
+        yield (
+            f"latency     median of runs in turns, {timing.provider}, threads: {timing.threads}; "
+            "speed-up with its 95 % interval"
+        )
+    for each in validation.latencies:
+        if each.skipped is not None:
+            yield f"batch {each.batch}: not timed, {each.skipped}"
+
+
+def _output_cells(output: OutputComparison) -> list[str]:
+    numbers = (output.max_abs, output.mean_abs, output.p99_abs)
+    shares = (output.max_relative, output.relative_l2)
+    return [
+        output.name,
+        *("–" if number is None else f"{number:.3g}" for number in numbers),
+        *("–" if share is None else f"{share:.3%}" for share in shares),
+    ]
+
+
+# Words and numbers ---------------------------------------------------------------------------
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table; a column whose head begins with ">" is aligned to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+        )
+    return table
+
+
+def _texts(cells: Iterable[str]) -> list[Text]:
+    return [Text(printable(cell)) for cell in cells]
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(Text(_visible(line)), soft_wrap=True)
+
+
+def _print_notes(console: Console, notes: Iterable[str]) -> None:
+    _print_lines(console, [f"note: {note}" for note in notes])
+
+
+def _factor(reduction: float | None) -> str:
+    return "–" if reduction is None else f"÷ {reduction:.2f}"
+
+
+def _shape(shape: Sequence[int | str | None] | None) -> str:
+    return "?" if shape is None else "×".join("?" if n is None else str(n) for n in shape)
+
+
+def _count(number: int | None) -> str:
+    """Return a count with three digits and a unit: 313 M."""
+    if number is None:
+        return "?"
+    scaled = float(number)
+    for unit in ("", " k", " M", " G"):
+        if scaled < 999.5:
+            return f"{scaled:.3g}{unit}"
+        scaled /= 1000
+    return f"{scaled:,.4g} T"

@@ -1,0 +1,78 @@
+"""What a solver gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["Iteration", "Solution", "Status"]
+
+Status = Literal["converged", "iteration limit", "stalled", "closed form"]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One line of the ADMM log.
+
+    `primal` and `dual` are residuals over their tolerance: both at most 1 means converged.
+    `objective` is the data term plus both penalties; `rank` and `support` are those of L and S.
+    """
+
+    iteration: int
+    primal: float
+    dual: float
+    objective: float
+    rho: float
+    rank: int
+    support: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One layer as S + L: y ≈ S x[support] + up (down x) + bias.
+
+    Attributes
+    ----------
+    support : Tensor of shape (s,), int64
+        Input channels that S keeps, sorted; empty without S.
+    sparse : Tensor of shape (N, s · k)
+        S on these channels; k is the number of kernel taps.
+    down : Tensor of shape (r, D)
+    up : Tensor of shape (N, r)
+        L = up · down; r is 0 without L.
+    bias : Tensor of shape (N,)
+    fitted, unseen : float
+        Relative squared error after the activation, in the problem's metric, on the patches of
+        the fit and on those kept back from it.
+    status : {"converged", "iteration limit", "stalled", "closed form"}
+        How the ADMM ended; the problem is not convex, so no status means optimal.
+    history : tuple of Iteration
+        The ADMM log; empty for the closed forms.
+    """
+
+    support: Tensor
+    sparse: Tensor
+    down: Tensor
+    up: Tensor
+    bias: Tensor
+    fitted: float
+    unseen: float
+    status: Status
+    history: tuple[Iteration, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """Rank of L."""
+        return self.up.shape[1]
+
+    def weight(self, channels: int) -> Tensor:
+        """Return S + L as one matrix of shape (N, D), for `channels` input channels."""
+        total = self.up @ self.down
+        blocks = total.view(len(total), channels, -1)
+        blocks[:, self.support] += self.sparse.view(
+            len(total), len(self.support), blocks.shape[2]
+        )
+        return total

@@ -1,0 +1,424 @@
+"""The program as it is typed: options to settings, exit codes, what goes where on the terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from PIL import Image
+
+import converter
+from converter import cli
+from converter.config import PRESETS, Budget, CalibrationSettings, Runtime, SolverSettings
+from converter.errors import (
+    CalibrationError,
+    ConfigError,
+    ConverterError,
+    ModelError,
+    SolverError,
+    ValidationError,
+)
+from converter.outcome import Conversion, LayerOutcome, Stage
+
+NET = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[batch, 3, 8, 8] image) => (float[batch, 4] scores)
+    <float[4, 3] w = {1,0,0, 0,1,0, 0,0,1, 0.5,0.5,0.5}>
+    {
+        a = GlobalAveragePool (image)
+        b = Flatten (a)
+        scores = Gemm <transB = 1> (b, w)
+    }
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run of the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def twofold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the program in this process, as the console script does."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["twofold", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        code = exit_.value.code
+        return Ended(code if isinstance(code, int) else int(code is not None), *printed)
+
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    return run
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(NET), path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four class folders; the network is right on each, but for one of the last."""
+    folder = tmp_path / "pictures"
+    colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255), "d": (255, 255, 255)}
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(folder / name / "1.png")
+    Image.new("RGB", (8, 8), colours["a"]).save(folder / "d" / "2.png")
+    return folder
+
+
+class Called:
+    """Stands for `converter.convert`: keeps its arguments and returns a small result."""
+
+    def __init__(self) -> None:
+        self.positional: tuple[Any, ...] = ()
+        self.named: dict[str, Any] = {}
+        self.error: BaseException | None = None
+
+    def __call__(self, *positional: Any, **named: Any) -> Conversion:
+        self.positional, self.named = positional, named
+        if self.error is not None:
+            raise self.error
+        model, _, out, _ = positional
+        layer = LayerOutcome(
+            *("fc", "Gemm", (4, 3), "identity", "kept", 0, 0, 12, 12, 12, 12), reason="too small"
+        )
+        return Conversion(
+            source=model,
+            out=out,
+            macs_before=12,
+            macs_after=12,
+            params_before=12,
+            params_after=12,
+            layers=(layer,),
+            passes=(),
+            stages=(Stage("all", 0.1),),
+            notes=("nothing was left to gain",),
+            settings={},
+            calibration={},
+            machine={},
+            source_digest="",
+            out_digest="",
+            peak_memory_mib=1.0,
+        )
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Called:
+    stand_in = Called()
+    monkeypatch.setattr(converter, "convert", stand_in)
+    return stand_in
+
+
+# The program itself --------------------------------------------------------------------------
+
+
+def test_starting_loads_nothing_slow() -> None:
+    slow = "{'torch', 'onnx', 'onnxruntime', 'onnx_graphsurgeon', 'PIL', 'rich.progress'}"
+    check = f"import sys, converter.cli; print({slow} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_module_is_the_same_program() -> None:
+    command = [sys.executable, "-m", "converter", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"twofold {converter.__version__}\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", [(), ("convert",), ("inspect",), ("validate",)])
+def test_help(twofold: Run, command: tuple[str, ...]) -> None:
+    ended = twofold(*command, "--help")
+    assert ended.code == 0
+    assert "Usage: twofold" in ended.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("unknown",),
+        ("convert",),
+        ("convert", "a.onnx", "--calib", "b"),
+        ("convert", "a.onnx", "--calib", "b", "--out", "c", "--macs", "half"),
+        ("validate", "a.onnx", "--data", "d"),
+        ("inspect", "a.onnx", "--wrong"),
+    ],
+)
+def test_wrong_usage_is_two(twofold: Run, arguments: tuple[str, ...]) -> None:
+    ended = twofold(*arguments)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+
+
+# convert -------------------------------------------------------------------------------------
+
+
+def test_options_become_settings(
+    twofold: Run, called: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small.onnx"
+    ended = twofold(
+        *("convert", net, "--calib", pictures, "--out", out, "--macs", 2, "--params", 3),
+        *("--solver", "svd", "--preset", "cifar10", "--size", "8x8", "--channels", "bgr"),
+        *("--images", 10, "--patches", 512, "--memory", 128, "--batch", 4, "--seed", 7),
+        *("--threads", 1, "--device", "cuda"),
+    )
+    assert ended.code == 0
+    assert called.positional == (net, pictures, out, Budget(2, 3))
+    cifar10 = PRESETS["cifar10"]
+    assert called.named["preprocessing"] == cifar10.replace(
+        size=(8, 8), channels="bgr", mean=cifar10.mean[::-1], std=cifar10.std[::-1]
+    )
+    assert called.named["calibration"] == CalibrationSettings(10, 4, 512, 128, 7)
+    assert called.named["solver"] == SolverSettings("svd", "cuda")
+    assert called.named["runtime"] == Runtime("cpu", 1)
+
+
+def test_table_report_and_files(
+    twofold: Run, called: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small.onnx"
+    ended = twofold("convert", net, "--calib", pictures, "--out", out, "--macs", 2)
+    assert ended.code == 0
+    assert "too small" in ended.out
+    assert "nothing was left to gain" in ended.out
+    assert str(out) in ended.out
+    report = tmp_path / "small.json"
+    assert str(report) in ended.out
+    assert json.loads(report.read_text(encoding="utf-8"))["layers"][0]["reason"] == "too small"
+    assert "--preset unit" in ended.err  # nothing was said about pixels
+    assert called.named["preprocessing"] == PRESETS["unit"]
+
+
+def test_quiet_prints_nothing(
+    twofold: Run, called: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "elsewhere.json"
+    ended = twofold(
+        *("convert", net, "--calib", pictures, "--out", tmp_path / "s.onnx", "--macs", 2),
+        *("--report", report, "-q"),
+    )
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert called.positional
+    assert report.is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((), "--macs 2"),
+        (("--macs", "1"), "not a factor above 1"),
+        (("--macs", "nan"), "not a factor above 1"),
+        (("--macs", "2", "--solver", "magic"), "magic"),
+        (("--macs", "2", "--preset", "magic"), "imagenet"),
+        (("--macs", "2", "--mean", "a,b"), "'a,b'"),
+        (("--macs", "2", "--size", "0"), "size"),
+        (("--macs", "2", "--provider", "tpu"), "tpu"),
+        (("--macs", "2", "--patches", "1"), "patches"),
+        (("--macs", "2", "--memory", "1"), "memory"),
+        (("--macs", "2", "--report", "net.onnx"), "net.onnx"),
+        (("--macs", "2", "--report", "small.onnx"), "small.onnx"),
+        (("--macs", "2", "--report", "none/report.json"), "none"),
+        (("--macs", "2", "--out", "."), "folder"),
+        (("--macs", "2", "--out", "net.onnx"), "overwrite"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    twofold: Run,
+    called: Called,
+    net: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(net.parent)
+    before = sorted(net.parent.rglob("*"))
+    ended = twofold("convert", "net.onnx", "--calib", pictures, "--out", "small.onnx", *options)
+    assert ended.code == 2
+    assert ended.err.startswith("twofold: error: ")
+    assert ended.err.count("\n") == 1
+    assert sentence in ended.err
+    assert called.positional == ()  # refused before any work
+    assert sorted(net.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValidationError("v"), 1),
+        (ConfigError("c"), 2),
+        (ModelError("m"), 3),
+        (CalibrationError("d"), 4),
+        (SolverError("s"), 5),
+        (ConverterError("e"), 5),
+    ],
+)
+def test_exit_codes(
+    twofold: Run, called: Called, net: Path, tmp_path: Path, error: ConverterError, code: int
+) -> None:
+    called.error = error
+    out = tmp_path / "s.onnx"
+    ended = twofold("convert", net, "--calib", "x.npy", "--out", out, "--macs", 2)
+    assert ended.code == code
+    assert (ended.out, ended.err) == ("", f"twofold: error: {error}\n")
+
+
+def test_unexpected_error_is_one_sentence(
+    twofold: Run, called: Called, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called.error = KeyError("lost\nkey")
+    arguments = ("convert", net, "--calib", "x.npy", "--out", tmp_path / "s.onnx", "--macs", 2)
+    ended = twofold(*arguments)
+    assert ended.code == 5
+    assert "KeyError" in ended.err
+    assert "TWOFOLD_DEBUG=1" in ended.err
+    assert ended.err.count("\n") == 1
+    monkeypatch.setenv(cli.DEBUG, "1")
+    ended = twofold(*arguments)
+    assert ended.code == 5
+    assert "Traceback" in ended.err
+
+
+def test_interrupt(twofold: Run, called: Called, net: Path, tmp_path: Path) -> None:
+    called.error = KeyboardInterrupt()
+    ended = twofold("convert", net, "--calib", "x.npy", "--out", tmp_path / "s.onnx", "--macs", 2)
+    assert ended.code == 130
+    assert ended.err.startswith("twofold: interrupted")
+    assert ended.err.count("\n") == 1
+
+
+# inspect -------------------------------------------------------------------------------------
+
+
+def test_inspect(twofold: Run, net: Path, tmp_path: Path) -> None:
+    report = tmp_path / "net.json"
+    ended = twofold("inspect", net, "--json", report)
+    assert ended.code == 0
+    assert "Gemm" in ended.out
+    assert "4×3" in ended.out
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["layers"][0]["macs"] == 12
+
+
+def test_inspect_does_not_overwrite_the_model(twofold: Run, net: Path) -> None:
+    before = net.read_bytes()
+    ended = twofold("inspect", net, "--json", net)
+    assert ended.code == 2
+    assert net.read_bytes() == before
+
+
+# validate ------------------------------------------------------------------------------------
+
+QUICK = ("--seconds", "0.01", "--time-batch", "1", "--preset", "unit")
+
+
+def test_validate(twofold: Run, net: Path, pictures: Path, tmp_path: Path) -> None:
+    report = tmp_path / "v.json"
+    ended = twofold("validate", net, net, "--data", pictures, *QUICK, "--json", report)
+    assert ended.code == 0
+    assert "comparing outputs" in ended.err
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["format"] == "twofold-validation-1"
+    assert content["images"] == 5
+    assert content["accuracy"]["original"] == 0.8  # the subfolders are classes
+    assert [each["batch"] for each in content["latencies"]] == [1]
+    assert content["agreement"]["top1"] == 1.0
+
+
+@pytest.mark.parametrize(("option", "labelled"), [("--labels", True), ("--no-labels", False)])
+def test_validate_labels(
+    twofold: Run, net: Path, pictures: Path, option: str, labelled: bool
+) -> None:
+    ended = twofold("validate", net, net, "--data", pictures, *QUICK, option)
+    assert ended.code == 0
+    assert ("accuracy" in ended.out) == labelled
+
+
+def test_loose_images_are_no_classes(twofold: Run, net: Path, pictures: Path) -> None:
+    Image.new("RGB", (8, 8)).save(pictures / "loose.png")
+    assert "accuracy" not in twofold("validate", net, net, "--data", pictures, *QUICK).out
+    asked = twofold("validate", net, net, "--data", pictures, *QUICK, "--labels")
+    assert asked.code == 4
+
+
+def test_validate_quietly(twofold: Run, net: Path, pictures: Path) -> None:
+    ended = twofold("validate", net, net, "--data", pictures, *QUICK, "--quiet", "--images", 2)
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
+def test_models_that_do_not_match(twofold: Run, net: Path, pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    onnx.save(onnx.parser.parse_model(NET.replace("scores", "answers")), other)
+    ended = twofold("validate", net, other, "--data", pictures, *QUICK)
+    assert ended.code == 1
+    assert "'scores'" in ended.err or "'answers'" in ended.err
+
+
+def test_converted_model_that_gives_nan(
+    twofold: Run, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    model = onnx.load(net)
+    broken = np.full((4, 3), np.nan, np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(broken, "w"))
+    onnx.save(model, other)
+    ended = twofold("validate", net, other, "--data", pictures, *QUICK)
+    assert ended.code == 1
+    assert "do not use it" in ended.err
+    assert "scores" in ended.out  # the tables are there nevertheless
+
+
+# The same in Python --------------------------------------------------------------------------
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(converter, name) is not None for name in converter.__all__)
+    assert set(converter.__all__) <= set(dir(converter))
+    with pytest.raises(AttributeError, match="magic"):
+        _ = converter.magic
+
+
+def test_preset_and_preprocessing_exclude_each_other(net: Path, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="one of them"):
+        converter.validate(
+            net, net, pictures, preset="unit", preprocessing=PRESETS["unit"], seconds=0.01
+        )
+    with pytest.raises(ConfigError, match="magic"):
+        converter.validate(net, net, pictures, preset="magic")
+
+
+def test_validate_takes_a_data_reader(net: Path) -> None:
+    class Reader:
+        def __init__(self) -> None:
+            self.left = [np.full((2, 3, 8, 8), value, np.float32) for value in (0.0, 1.0)]
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            return {"image": self.left.pop()} if self.left else None
+
+    result = converter.validate(str(net), str(net), Reader(), time_batches=(), seconds=0.01)
+    assert result.images == 4
+    assert result.accuracy is None
