@@ -130,6 +130,9 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # tests put other streams in place
             reconfigure(errors="replace")  # a name that the terminal cannot show is no failure
+    # torch's idle threads sleep instead of spinning: where other programs keep the cores busy, fits
+    # took several times as long. OpenMP reads this when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _libraries_quiet():
         app(prog_name="twofold")
 

@@ -57,7 +57,7 @@ FULL_PATCH_LIMIT = 1536
 """Up to so many values a patch is fitted as it is; a longer one through the layer's own responses and
 the taps of its strongest channels."""
 
-ELIGIBLE_TAPS = 1024
+ELIGIBLE_TAPS = 512
 """So many taps at most are recorded for the sparse part of such a layer."""
 
 METRIC_IMAGES = 512

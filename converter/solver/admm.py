@@ -38,12 +38,15 @@ from converter.solver.solution import Iteration, Solution, Status
 
 __all__ = ["Admm"]
 
-SUPPORT_STEPS = 4
+SUPPORT_STEPS = 2
 POINTS = 6
-PATH_PATCHES = 4096
+PATH_PATCHES = 2048
+JUDGED_PATCHES = 4096
+JUDGED_ROUNDS = 2
 PATH_START = 0.01
 PATH_STEP = 2.2
 BALANCE = 10.0
+LEAST_PENALTY = 5.0
 SUPPORT_SHARES = (0.5, 1.0)
 SUPPORT_GAIN = 0.03
 """A sparse branch costs a Gather and an Add that no count of MACs shows: it must lower the unseen
@@ -62,6 +65,9 @@ class _State:
     z: Tensor
     u_z: Tensor
     u_a: Tensor
+    response: Tensor  # A X̂ + b + O
+    z_seen: Tensor  # Ω^½ Zᵀ Q / n
+    u_seen: Tensor  # Ω^½ U_zᵀ Q / n
     rho: float
     rank: int = 0
     nuclear: float = 0.0
@@ -92,7 +98,7 @@ class Admm:
     rho : float, default 10.0
         First penalty, on both constraints; the error after a ReLU is not convex, and below about 5
         the iterates were seen to cycle.
-    work : float, default 1e12
+    work : float, default 2e11
         Bound on the multiply-accumulates of the iterations of one layer; large layers get fewer.
     """
 
@@ -101,7 +107,7 @@ class Admm:
     eps_abs: float = 1e-3
     eps_rel: float = 1e-2
     rho: float = 10.0
-    work: float = 1e12
+    work: float = 2e11
 
     def solve(self, problem: Problem, allowance: Allowance) -> Solution:
         """Choose S and L within `allowance`.
@@ -121,13 +127,13 @@ class Admm:
         most = allowance.rank_beside(0, min(problem.weight.shape))
         path, history, status = self._path(coordinates, allowance, max(most, 1))
         candidates = _structures(path, allowance, problem, most)
-        best: Solution | None = None
-        for structure in candidates:
-            solution = polish(coordinates, structure, self.rounds)
-            gain = 1 - SUPPORT_GAIN if structure.support else 1.0
-            if best is None or solution.unseen < best.unseen * gain:
-                best = solution
-        assert best is not None, "the allowance must hold one rank or one channel"
+        chosen, least = candidates[0], math.inf
+        if len(candidates) > 1:
+            for structure in candidates:
+                error = polish(coordinates, structure, JUDGED_ROUNDS, JUDGED_PATCHES).unseen
+                if error < least * (1 - SUPPORT_GAIN if structure.support else 1.0):
+                    chosen, least = structure, error
+        best = polish(coordinates, chosen, self.rounds)
         return dataclasses.replace(best, status=status, history=history)
 
     def _path(
@@ -137,7 +143,7 @@ class Admm:
         run = _Run(self, coordinates, allowance, most)
         state = run.start()
         rows, width = coordinates.original.shape
-        each = 2 * len(run.patches.q) * rows * width + rows * rows * (2 * width + 8 * rows)
+        each = 2 * len(run.patches.q) * rows * width + 2 * rows * width * width + rows * rows * (2 * width + 8 * rows)
         affordable = max(int(self.work / each), 2 * POINTS)
         limit = min(self.iterations, affordable // POINTS)
         level = PATH_START * float(torch.linalg.matrix_norm(coordinates.original, 2))
@@ -170,9 +176,12 @@ class _Run:
         self.history: list[Iteration] = []
         self.started = time.monotonic()
         # both constraints share ρ, which cancels from the normal matrix: one factorisation serves all
-        normal = self.patches.q.T @ self.patches.q / len(self.patches.q)
-        normal.diagonal().add_(1.0)
-        self.factor = torch.linalg.cholesky(normal)
+        self.normal = self.patches.q.T @ self.patches.q / len(self.patches.q)
+        identity = torch.eye(len(self.normal)).to(self.normal)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.normal + identity))
+        self.q_mean = self.patches.q.mean(0)
+        offset = self.patches.offset
+        self.offset_seen = 0.0 if offset is None else coordinates.regress(self.patches, offset)
         self.scale = math.sqrt(coordinates.spread)
         self.kernel = problem.taps
 
@@ -191,6 +200,9 @@ class _Run:
             z=response,
             u_z=torch.zeros_like(response),
             u_a=torch.zeros_like(c.original),
+            response=response,
+            z_seen=c.regress(self.patches, response),
+            u_seen=torch.zeros_like(c.original),
             rho=self.settings.rho,
         )
 
@@ -225,45 +237,44 @@ class _Run:
         """One iteration; returns (residual, tolerance) for primal and dual, and the objective."""
         c, rho, patches = self.coordinates, state.rho, self.patches
         problem = c.problem
-        n = len(state.z)
-        response = c.respond(patches, state.a, state.bias)
-        z_before, parts_before = state.z, state.s + state.low
+        parts_before, z_seen_before = state.s + state.low, state.z_seen
 
-        state.z = response_prox(problem.activation, patches.wanted, response + state.u_z, rho)
+        state.z = response_prox(problem.activation, patches.wanted, state.response + state.u_z, rho)
+        state.z_seen = c.regress(patches, state.z)
 
-        wanted = state.z - state.u_z
-        if patches.offset is not None:
-            wanted = wanted - patches.offset
-        state.bias = wanted.mean(0)
-        right = c.regress(patches, wanted - state.bias) + (parts_before - state.u_a)
-        state.a = torch.cholesky_solve(right.T, self.factor).T
+        wanted = (state.z - state.u_z).mean(0)
+        state.bias = wanted if patches.offset is None else wanted - patches.offset.mean(0)
+        fixed = torch.outer(c.half @ state.bias, self.q_mean) + self.offset_seen
+        state.a = (state.z_seen - state.u_seen - fixed + parts_before - state.u_a) @ self.inverse
 
         state.blocks, state.s = self._sparse_step(state, level)
         state.low, state.rank, state.nuclear = singular_shrink(
             state.a - state.s + state.u_a, level / rho, self.most * 2
         )
-        response = c.respond(patches, state.a, state.bias)
-        gap_z, gap_a = response - state.z, state.a - state.s - state.low
+
+        state.response = c.respond(patches, state.a, state.bias)
+        gap_z, gap_a = state.response - state.z, state.a - state.s - state.low
         state.u_z = state.u_z + gap_z
         state.u_a = state.u_a + gap_a
+        # what the features see of A X̂ + b + O needs no pass over the patches
+        state.u_seen = state.u_seen + state.a @ self.normal + fixed - state.z_seen
 
-        root = math.sqrt(n) * self.scale
+        root = math.sqrt(len(state.z)) * self.scale
         parts = state.s + state.low
         primal = math.hypot(_norm(gap_z @ c.half) / root, _norm(gap_a) / self.scale)
-        change = c.regress(patches, state.z - z_before) + (parts - parts_before)
-        dual = rho * _norm(change) / self.scale
+        dual = rho * _norm(state.z_seen - z_seen_before + parts - parts_before) / self.scale
         size = math.sqrt(state.a.shape[0])
         primal_tolerance = size * self.settings.eps_abs + self.settings.eps_rel * max(
-            math.hypot(_norm(response @ c.half) / root, _norm(state.a) / self.scale),
+            math.hypot(_norm(state.response @ c.half) / root, _norm(state.a) / self.scale),
             math.hypot(_norm(state.z @ c.half) / root, _norm(parts) / self.scale),
         )
-        pull = max(_norm(c.regress(patches, state.u_z)), _norm(state.u_a)) / self.scale
+        pull = max(_norm(state.u_seen), _norm(state.u_a)) / self.scale
         dual_tolerance = size * self.settings.eps_abs + self.settings.eps_rel * rho * pull
         penalty = level * (
             state.nuclear
             + self.channel_price * float(torch.linalg.vector_norm(state.blocks, dim=(0, 2)).sum())
         )
-        objective = c.error(patches, response) / 2 + penalty / c.spread
+        objective = c.error(patches, state.response) / 2 + penalty / c.spread
         return (primal, primal_tolerance), (dual, dual_tolerance), objective
 
     def _sparse_step(self, state: _State, level: float) -> tuple[Tensor, Tensor]:
@@ -287,8 +298,11 @@ class _Run:
     def _balance(self, state: _State, primal: float, dual: float) -> None:
         """Double or halve ρ where one residual is ten times the other; the scaled duals follow."""
         factor = 2.0 if primal > BALANCE * dual else 0.5 if dual > BALANCE * primal else 1.0
+        if state.rho * factor < LEAST_PENALTY:
+            return
         state.rho *= factor
         state.u_z = state.u_z / factor
+        state.u_seen = state.u_seen / factor
         state.u_a = state.u_a / factor
 
 

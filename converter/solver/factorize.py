@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from converter.solver.problem import Coordinates, Problem
+from converter.solver.problem import Coordinates, Patches, Problem
 from converter.solver.prox import response_prox, truncate
 from converter.solver.solution import Iteration, Solution, Status
 
@@ -84,14 +84,13 @@ def _on_features(weight: Tensor, problem: Problem) -> Tensor:
 def data_svd(problem: Problem, rank: int, coordinates: Coordinates | None = None) -> Solution:
     """Truncate the SVD in the metric of the data, on patches x̂; the activation is not seen."""
     coordinates = coordinates or Coordinates(problem)
-    matrix, bias = _linear_target(coordinates)
+    matrix, bias = _linear_target(coordinates, coordinates.seen)
     left, right = truncate(matrix, rank)
     return _finish(coordinates, left, right, None, None, bias, "closed form")
 
 
-def _linear_target(coordinates: Coordinates) -> tuple[Tensor, Tensor]:
+def _linear_target(coordinates: Coordinates, seen: Patches) -> tuple[Tensor, Tensor]:
     """Ã and bias of the best dense layer for x̂, ignoring the activation: the asymmetric correction."""
-    seen = coordinates.seen
     bias = seen.response.mean(0)
     missed = seen.response - bias - (seen.q @ coordinates.original.T) @ coordinates.inverse_half
     return coordinates.original + coordinates.regress(seen, missed), bias
@@ -121,13 +120,17 @@ class SupportBlock:
         return torch.cholesky_solve(right.T, self._gram).T.to(matrix.dtype)
 
 
-def polish(coordinates: Coordinates, structure: Structure, rounds: int) -> Solution:
+def polish(
+    coordinates: Coordinates, structure: Structure, rounds: int, most: int | None = None
+) -> Solution:
     """Fit S and L of a fixed structure through the activation.
 
     Parameters
     ----------
     coordinates : Coordinates
     structure : Structure
+    most : int or None, default None
+        Fit on at most so many patches; None takes all.
     rounds : int
         At most so many rounds; it stops after three without a gain on the unseen patches.
 
@@ -136,9 +139,10 @@ def polish(coordinates: Coordinates, structure: Structure, rounds: int) -> Solut
     Solution
         The best iterate by the error on unseen patches.
     """
-    problem, seen, unseen = coordinates.problem, coordinates.seen, coordinates.unseen
+    problem, unseen = coordinates.problem, coordinates.unseen
+    seen = coordinates.seen if most is None else coordinates.seen.thinned(most)
     block = SupportBlock(coordinates, structure.support) if structure.support else None
-    target, bias = _linear_target(coordinates)
+    target, bias = _linear_target(coordinates, seen)
     best: tuple[float, Tensor, Tensor, Tensor | None, Tensor] | None = None
     sparse: Tensor | None = None
     left = right = torch.zeros(0)

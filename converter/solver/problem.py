@@ -25,7 +25,7 @@ from converter.errors import SolverError
 from converter.solver.prox import activate
 from passes.activation import Activation
 
-__all__ = ["Coordinates", "Problem"]
+__all__ = ["Coordinates", "Patches", "Problem"]
 
 DAMPING = 1e-2
 """Share of the mean variance that is added to every feature's; directions that the patches hardly

@@ -1,0 +1,45 @@
+# What a person types. `make demo` and `make test` set up whatever they need.
+#
+#   PYTHON=python3.12        the Python (3.10 to 3.13) that .venv is made of
+#   TORCH_INDEX=URL          where else pip looks for torch; on Linux PyPI's torch brings CUDA with it,
+#                            https://download.pytorch.org/whl/cpu has it without
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint wheel reference clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m tools.demo
+
+# Idle OpenMP threads sleep instead of spinning: on cores that others use as well, threads that spin
+# keep those with work from running.
+test: export OMP_WAIT_POLICY ?= PASSIVE
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(READY)
+	$(BIN)/python -m tools.check_wheel $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+reference: $(READY)
+	$(BIN)/python -m tools.reference
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
