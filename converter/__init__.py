@@ -152,9 +152,9 @@ def convert(
     SolverError
         Where a fit becomes non-finite.
     """
-    from converter import pipeline
+    from converter.pipeline import convert as run
 
-    conversion: Conversion = pipeline.convert(
+    return run(
         Path(model),
         _source(calib),
         Path(out),
@@ -165,7 +165,6 @@ def convert(
         runtime=runtime or Runtime(),
         progress=progress,
     )
-    return conversion
 
 
 def validate(

@@ -17,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from converter.calibration.record import Inputs, Recorder, Sample
+from converter.calibration.record import Recorder, Sample
 from converter.calibration.sets import (
     CalibrationSet,
     DataReader,
@@ -28,37 +28,26 @@ from converter.calibration.sets import (
 from converter.config import Budget, CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ModelError, SolverError
+from converter.fitting import branches_of, candidates_of, fit, weight_of
 from converter.model_file import check_output_path, file_digest, load_model, save_model
 from converter.outcome import Conversion, LayerOutcome, Scheme, Stage, TraceRow
-from converter.planner.budget import Candidates, choose, effects_of_rank
+from converter.planner.budget import Candidates, choose
 from converter.planner.cost import ModelCost, count_cost
 from converter.progress import SILENT, Progress
 from converter.runtime import machine, model_inputs, open_session, run
-from converter.sensitivity import output_metrics
+from converter.sensitivity import FlatOutputError, output_metrics
 from passes.base import PassError, PassResult, run_passes
 from passes.exchange import export_model, import_graph
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
 from passes.reorder_sums import ReorderSums
-from passes.split import Branches, Split
+from passes.split import Split
 
 if TYPE_CHECKING:
-    from converter.solver.factorize import Allowance
-    from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
 __all__ = ["convert"]
-
-UNSEEN_EVERY = 8
-"""Every eighth image is kept back from the fits, to choose between structures and to report errors."""
-
-FULL_PATCH_LIMIT = 1536
-"""Up to so many values a patch is fitted as it is; a longer one through the layer's own responses and
-the taps of its strongest channels."""
-
-ELIGIBLE_TAPS = 512
-"""So many taps at most are recorded for the sparse part of such a layer."""
 
 METRIC_IMAGES = 512
 
@@ -94,17 +83,22 @@ def convert(
         before = count_cost(original, _one_sample(data, inputs), label=str(model))
 
     # targets: what the original answers, before anything changes
-    with clock.stage("record the original"), progress.stage("record the original", len(data)) as advance:
+    with (
+        clock.stage("record the original"),
+        progress.stage("record the original", len(data)) as advance,
+    ):
         recorder = Recorder(data, calibration, runtime, fixed_batch=fixed_batch(inputs))
         samples = recorder.originals(original, convertible, advance)
 
     # what an error of each layer does to the network's output
     with clock.stage("measure effects"):
-        metrics, notes = _metrics(original, convertible, data, calibration, solver, samples, progress)
+        metrics, notes = _metrics(
+            original, convertible, data, calibration, solver, samples, progress
+        )
 
     with clock.stage("share the budget"):
         candidates = [
-            _candidates(layer, samples[layer.name], metrics[layer.name]) for layer in convertible
+            candidates_of(layer, samples[layer.name], metrics[layer.name]) for layer in convertible
         ]
         ranks = choose(candidates, budget, before.macs, before.params)
 
@@ -120,7 +114,7 @@ def convert(
                 continue
             advance(0, layer.name)
             started = time.monotonic()
-            fitted = _fit(
+            fitted = fit(
                 layer,
                 samples[layer.name],
                 recorder.inputs(current, layer, samples[layer.name]),
@@ -128,10 +122,12 @@ def convert(
                 rank,
                 solver,
             )
-            results += run_passes(graph, [Split(layer, _branches(layer, fitted))])
+            results += run_passes(graph, [Split(layer, branches_of(layer, fitted))])
             current = export_model(graph, source)
             effect = float(options.effects[int(np.searchsorted(options.ranks, rank))])
-            outcomes[layer.name] = _outcome(layer, options, fitted, effect, time.monotonic() - started)
+            outcomes[layer.name] = _outcome(
+                layer, options, fitted, effect, time.monotonic() - started
+            )
             advance(1)
 
     with clock.stage("finish"):
@@ -186,7 +182,7 @@ def _require_convertible(layers: Sequence[Layer], path: Path) -> None:
 
 
 def _one_sample(data: CalibrationSet, inputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Feeds of one sample, or of one whole batch where the model fixes it."""
+    """Give the feeds of one sample, or of one whole batch where the model fixes it."""
     batch = next(iter(data.batches(fixed_batch(inputs) or 1)), None)
     if batch is None:
         raise CalibrationError("the calibration set has no images; name a folder that has some")
@@ -217,165 +213,33 @@ def _metrics(
             device=solver.device,
             progress=progress,
         )
-    except UnsupportedOperatorError as error:
+    except (UnsupportedOperatorError, FlatOutputError) as error:
         note = f"the effect on the output could not be measured, every layer counts alike: {error}"
         return {layer.name: _relative(samples[layer.name]) for layer in layers}, (note,)
     notes = tuple(
-        f"output {name} was left out of the effects: {why}" for name, why in measured.left_out.items()
+        f"output {name} was left out of the effects: {why}"
+        for name, why in measured.left_out.items()
     )
     return {layer.name: measured.metric[layer.response] for layer in layers}, notes
 
 
 def _relative(sample: Sample) -> NDArray[np.float64]:
-    """The metric in which a layer's error counts relative to its own response."""
+    """Build the metric in which a layer's error counts relative to its own response."""
     total = float(np.trace(sample.covariance))
     return np.eye(len(sample.covariance)) / (total if total > 0 else 1.0)
-
-
-def _block(layer: Layer) -> int:
-    """Step of ranks and supports: onnxruntime's blocked layout pads channels to 8 or 16."""
-    outputs = _weight(layer).shape[0]
-    return 16 if outputs >= 128 else 8 if outputs >= 64 else 4
-
-
-def _weight(layer: Layer) -> NDArray[np.float32]:
-    assert layer.weight is not None, "a convertible layer has a constant weight"
-    return np.asarray(layer.weight, dtype=np.float32)
-
-
-def _allowance(layer: Layer, rank: int) -> Allowance:
-    from converter.solver.factorize import Allowance
-
-    rows, columns = _weight(layer).reshape(len(_weight(layer)), -1).shape
-    return Allowance(
-        total=float(rank * (rows + columns)),
-        rank_cost=float(rows + columns),
-        channel_cost=float(rows * columns / _weight(layer).shape[1]),
-        block=_block(layer),
-    )
-
-
-def _candidates(layer: Layer, sample: Sample, metric: NDArray[np.float64]) -> Candidates:
-    rows, columns = _weight(layer).reshape(len(_weight(layer)), -1).shape
-    positions = int(np.prod(sample.out_shape)) if sample.out_shape else 1
-    effects = effects_of_rank(sample.covariance, metric)
-    block = _block(layer)
-    ranks = np.array(
-        [
-            rank
-            for rank in range(1, min(rows, columns) + 1)
-            if rank * (rows + columns) < rows * columns and (rank < 16 or rank % block == 0)
-        ],
-        dtype=np.int64,
-    )
-    cost = ranks.astype(np.float64) * (rows + columns)
-    return Candidates(
-        name=layer.name,
-        ranks=ranks,
-        effects=effects[ranks],
-        macs=cost * positions,
-        params=cost,
-        macs_kept=float(rows * columns * positions),
-        params_kept=float(rows * columns),
-    )
-
-
-def _fit(
-    layer: Layer,
-    sample: Sample,
-    inputs: Inputs,
-    metric: NDArray[np.float64],
-    rank: int,
-    solver: SolverSettings,
-) -> Solution:
-    from converter.solver.admm import Admm
-    from converter.solver.factorize import data_svd, plain_svd
-
-    problem = _problem(layer, sample, inputs, None if solver.name != "admm" else metric, solver.device)
-    try:
-        if solver.name == "svd":
-            return plain_svd(problem, rank)
-        if solver.name == "data-svd":
-            return data_svd(problem, rank)
-        admm = Admm(iterations=solver.iterations, rounds=solver.polish)
-        return admm.solve(problem, _allowance(layer, rank))
-    except SolverError as error:
-        raise SolverError(f"layer {layer.name}: {error}") from error
-
-
-def _problem(
-    layer: Layer, sample: Sample, inputs: Inputs, metric: NDArray[np.float64] | None, device: str
-) -> Problem:
-    import torch
-
-    from converter.solver.problem import Problem
-
-    weight = torch.from_numpy(_weight(layer).reshape(len(_weight(layer)), -1)).to(device)
-    rows, columns = weight.shape
-    channels = _weight(layer).shape[1]
-    patches = torch.from_numpy(inputs.features).to(device)
-    eligible = torch.arange(channels, device=device)
-    basis = None
-    if columns > FULL_PATCH_LIMIT:
-        taps = columns // channels
-        strength = _channel_strength(weight, patches, channels)
-        eligible = strength.topk(min(channels, ELIGIBLE_TAPS // taps)).indices.sort().values
-        wanted = (eligible[:, None] * taps + torch.arange(taps, device=device)).flatten()
-        basis = torch.cat([weight, torch.eye(columns, device=device)[wanted]])
-        patches = torch.cat([patches @ weight.T, patches[:, wanted]], dim=1)
-    per = sample.positions.shape[1]
-    image = torch.arange(len(patches), device=device) // per
-    unseen = (image % UNSEEN_EVERY) == UNSEEN_EVERY - 1
-    if layer.bias is None:
-        bias = torch.zeros(rows, device=device)
-    else:
-        bias = torch.from_numpy(np.array(layer.bias, dtype=np.float32)).to(device)
-    return Problem(
-        weight=weight,
-        bias=bias,
-        channels=channels,
-        features=patches,
-        basis=basis,
-        eligible=eligible,
-        target=torch.from_numpy(sample.target).to(device),
-        offset=None if inputs.offset is None else torch.from_numpy(inputs.offset).to(device),
-        unseen=unseen,
-        activation=layer.activation,
-        metric=None if metric is None else torch.from_numpy(metric).to(device),
-    )
-
-
-def _channel_strength(weight: Any, patches: Any, channels: int) -> Any:
-    """How much of the response comes through each input channel."""
-    spread = patches.var(0).view(channels, -1).mean(1)
-    return weight.view(len(weight), channels, -1).square().sum((0, 2)) * spread
-
-
-def _branches(layer: Layer, solution: Solution) -> Branches:
-    shape = _weight(layer).shape
-    kernel = shape[2:]
-    support = solution.support.cpu().numpy()
-    has_sparse, has_low = len(support) > 0, solution.rank > 0
-    return Branches(
-        support=support if has_sparse else None,
-        sparse=(
-            solution.sparse.cpu().numpy().reshape(shape[0], len(support), *kernel) if has_sparse else None
-        ),
-        down=solution.down.cpu().numpy().reshape(-1, shape[1], *kernel) if has_low else None,
-        up=solution.up.cpu().numpy() if has_low else None,
-        bias=solution.bias.cpu().numpy(),
-    )
 
 
 def _outcome(
     layer: Layer, options: Candidates, solution: Solution, effect: float, seconds: float
 ) -> LayerOutcome:
-    weight = _weight(layer)
+    weight = weight_of(layer)
     rows, columns = weight.reshape(len(weight), -1).shape
     kept = len(solution.support)
     cost = solution.rank * (rows + columns) + kept * rows * columns // weight.shape[1]
     biases = 0 if layer.bias is None else rows
-    scheme: Scheme = "sparse + channel" if kept and solution.rank else "sparse" if kept else "channel"
+    scheme: Scheme = (
+        "sparse + channel" if kept and solution.rank else "sparse" if kept else "channel"
+    )
     return LayerOutcome(
         name=layer.name,
         op=layer.op,
@@ -433,7 +297,9 @@ def _check_result(
     session = open_session(model, runtime, label="the converted model")
     answers = run(session, None, _one_sample(data, inputs), label="the converted model")
     if not all(np.isfinite(each).all() for each in answers if each.dtype.kind == "f"):
-        raise SolverError(f"the converted model answers with NaN or infinity, so {out} was not written")
+        raise SolverError(
+            f"the converted model answers with NaN or infinity, so {out} was not written"
+        )
 
 
 @dataclass
@@ -458,5 +324,3 @@ class _Clock:
 def _peak_memory_mib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
-
-

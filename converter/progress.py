@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 __all__ = ["SILENT", "Advance", "Progress"]
@@ -19,14 +19,8 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Something that shows stages: a terminal, a log, or nothing."""
 
-    def stage(self, title: str, total: int) -> _Stage:
+    def stage(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """Open a stage of `total` steps; a context manager that yields its `Advance`."""
-
-
-class _Stage(Protocol):
-    def __enter__(self) -> Advance: ...
-
-    def __exit__(self, *exception: object) -> bool | None: ...
 
 
 class _Silent:
@@ -37,7 +31,7 @@ class _Silent:
 
         yield advance
 
-    def stage(self, title: str, total: int) -> _Stage:
+    def stage(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """Show nothing."""
         del title, total
         return self._nothing()

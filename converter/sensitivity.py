@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
     from converter.differentiable import TorchGraph
 
-__all__ = ["OutputMetrics", "output_metrics"]
+__all__ = ["FlatOutputError", "OutputMetrics", "output_metrics"]
+
+
+class FlatOutputError(CalibrationError):
+    """No output differs between the images, so nothing can be said of what errors do to it."""
+
 
 _FLOATING = frozenset(
     {
@@ -265,7 +270,7 @@ class _Work:
                 left_out = {**left_out, sources[each.name]: each.excluded}
         if not usable:
             reasons = "; ".join(f"'{name}': {why}" for name, why in left_out.items())
-            raise CalibrationError(
+            raise FlatOutputError(
                 f"no output tells the {self.images} images apart ({reasons}); give more images, "
                 "or different ones"
             )

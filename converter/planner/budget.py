@@ -6,7 +6,7 @@ eigenvectors of Ω^½ C Ω^½ leaves the rest of its trace as the relative squar
 
 At one common price λ each layer takes the candidate of least effect + λ · cost: no layer can then give
 up a multiply-accumulate more cheaply than another. λ is bisected until the whole meets the budget. (A
-common level of weighted error, without the cost, ended at twice the error: `docs/adr/0003`.)
+common level of weighted error that does not look at the cost did worse: `docs/adr/0003`.)
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Candidates:
     params_kept: float
 
 
-def effects_of_rank(covariance: NDArray[np.float64], metric: NDArray[np.float64]) -> NDArray[np.float64]:
+def effects_of_rank(
+    covariance: NDArray[np.float64], metric: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Predict the output error that each rank of L leaves.
 
     Parameters
@@ -108,7 +110,9 @@ def choose(
     prices = dict.fromkeys(limits, 0.0)
     for _ in range(4 if len(limits) == 2 else 1):  # two prices settle by turns
         for unit in limits:
-            prices[unit] = _bisect(lambda price, unit=unit: excess(plan({**prices, unit: price}), unit))
+            prices[unit] = _bisect(
+                lambda price, unit=unit: excess(plan({**prices, unit: price}), unit)
+            )
     ranks = plan(prices)
     while any(excess(ranks, unit) > 1e-6 * limits[unit] for unit in limits):
         prices = {unit: price * 1.05 + 1e-12 for unit, price in prices.items()}
@@ -130,7 +134,9 @@ def _bisect(excess_at) -> float:  # type: ignore[no-untyped-def]
     return high
 
 
-def _cheapest(layer: Candidates, prices: Mapping[str, float], totals: Mapping[str, float]) -> int | None:
+def _cheapest(
+    layer: Candidates, prices: Mapping[str, float], totals: Mapping[str, float]
+) -> int | None:
     costs = {"macs": (layer.macs, layer.macs_kept), "params": (layer.params, layer.params_kept)}
     values = layer.effects.copy()
     kept = 0.0
@@ -143,7 +149,9 @@ def _cheapest(layer: Candidates, prices: Mapping[str, float], totals: Mapping[st
 
 
 def _cost(layer: Candidates, rank: int | None, unit: str) -> float:
-    costs, kept = (layer.macs, layer.macs_kept) if unit == "macs" else (layer.params, layer.params_kept)
+    costs, kept = (
+        (layer.macs, layer.macs_kept) if unit == "macs" else (layer.params, layer.params_kept)
+    )
     return kept if rank is None else float(costs[int(np.searchsorted(layer.ranks, rank))])
 
 
@@ -157,9 +165,7 @@ def _total(
 def _check_reach(
     layers: Sequence[Candidates], limits: Mapping[str, float], totals: Mapping[str, float]
 ) -> None:
-    smallest = {
-        layer.name: int(layer.ranks[0]) if len(layer.ranks) else None for layer in layers
-    }
+    smallest = {layer.name: int(layer.ranks[0]) if len(layer.ranks) else None for layer in layers}
     for unit, limit in limits.items():
         least = _total(layers, smallest, unit, totals[unit])
         if least > limit:

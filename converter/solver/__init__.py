@@ -1,1 +1,1 @@
-"""The decomposition of one layer: arrays in, arrays out, torch on CPU or GPU. Nothing here knows of graphs."""
+"""The decomposition of one layer: arrays in, arrays out, torch on CPU or GPU; no graphs here."""

@@ -126,7 +126,7 @@ class Admm:
         coordinates = Coordinates(problem)
         most = allowance.rank_beside(0, min(problem.weight.shape))
         path, history, status = self._path(coordinates, allowance, max(most, 1))
-        candidates = _structures(path, allowance, problem, most)
+        candidates = _structures(path, allowance, most)
         chosen, least = candidates[0], math.inf
         if len(candidates) > 1:
             for structure in candidates:
@@ -143,7 +143,11 @@ class Admm:
         run = _Run(self, coordinates, allowance, most)
         state = run.start()
         rows, width = coordinates.original.shape
-        each = 2 * len(run.patches.q) * rows * width + 2 * rows * width * width + rows * rows * (2 * width + 8 * rows)
+        each = (
+            2 * len(run.patches.q) * rows * width
+            + 2 * rows * width * width
+            + rows * rows * (2 * width + 8 * rows)
+        )
         affordable = max(int(self.work / each), 2 * POINTS)
         limit = min(self.iterations, affordable // POINTS)
         level = PATH_START * float(torch.linalg.matrix_norm(coordinates.original, 2))
@@ -164,7 +168,9 @@ class Admm:
 class _Run:
     """What stays the same over the iterations of one layer: taps, factorizations, the log."""
 
-    def __init__(self, settings: Admm, coordinates: Coordinates, allowance: Allowance, most: int) -> None:
+    def __init__(
+        self, settings: Admm, coordinates: Coordinates, allowance: Allowance, most: int
+    ) -> None:
         self.settings, self.coordinates = settings, coordinates
         self.most = most
         self.patches = coordinates.seen.thinned(PATH_PATCHES)
@@ -233,7 +239,9 @@ class _Run:
                 self._balance(state, primal[0] / primal[1], dual[0] / dual[1])
         return "iteration limit"
 
-    def _update(self, state: _State, level: float) -> tuple[tuple[float, float], tuple[float, float], float]:
+    def _update(
+        self, state: _State, level: float
+    ) -> tuple[tuple[float, float], tuple[float, float], float]:
         """One iteration; returns (residual, tolerance) for primal and dual, and the objective."""
         c, rho, patches = self.coordinates, state.rho, self.patches
         problem = c.problem
@@ -339,9 +347,7 @@ def _largest_eigenvalue(taps: Tensor) -> float:
     return 1.1 * value
 
 
-def _structures(
-    path: list[_Point], allowance: Allowance, problem: Problem, most: int
-) -> list[Structure]:
+def _structures(path: list[_Point], allowance: Allowance, most: int) -> list[Structure]:
     """Structures worth a polish: L alone, the path's own, and shares of the budget given to S.
 
     Channels are taken in the order in which λ removes them: the last to go first.

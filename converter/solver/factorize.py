@@ -75,7 +75,9 @@ def plain_svd(problem: Problem, rank: int) -> Solution:
 def _on_features(weight: Tensor, problem: Problem) -> Tensor:
     """Express a weight (N, D) whose rows lie in the row space of W over features that start with W x̂."""
     rows = problem.weight.shape[0]
-    mix = torch.linalg.lstsq(problem.weight.T.double(), weight.T.double(), driver="gelsd").solution.T
+    mix = torch.linalg.lstsq(
+        problem.weight.T.double(), weight.T.double(), driver="gelsd"
+    ).solution.T
     padded = torch.zeros(rows, problem.features.shape[1], dtype=weight.dtype, device=weight.device)
     padded[:, :rows] = mix.to(weight.dtype)
     return padded
@@ -217,7 +219,9 @@ def _finish(
         kept = coordinates.inverse_half @ sparse
         chosen = problem.eligible[list(support)]
         first = total.shape[1] - len(problem.eligible) * problem.taps
-        columns = [first + one * problem.taps + tap for one in support for tap in range(problem.taps)]
+        columns = [
+            first + one * problem.taps + tap for one in support for tap in range(problem.taps)
+        ]
         total = total.clone()
         total[:, columns] += kept
         order = torch.argsort(chosen)
@@ -266,4 +270,3 @@ def _solution(
         status=status,
         history=history,
     )
-

@@ -86,7 +86,9 @@ class Problem:
         if self.basis is None:
             return self.weight
         rows = self.weight.shape[0]
-        return torch.eye(rows, self.basis.shape[0], dtype=self.weight.dtype, device=self.weight.device)
+        return torch.eye(
+            rows, self.basis.shape[0], dtype=self.weight.dtype, device=self.weight.device
+        )
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,17 @@ class Coordinates:
         seen = ~problem.unseen
         features = problem.features[seen]
         if len(features) < 2:
-            raise SolverError("a layer has fewer than 2 patches to fit on; calibrate with more images")
+            raise SolverError(
+                "a layer has fewer than 2 patches to fit on; calibrate with more images"
+            )
         self.mean = features.mean(0)
         centred = features - self.mean
         covariance = (centred.T @ centred).double() / len(centred)
         scale = float(covariance.diagonal().mean())
         if not torch.isfinite(covariance).all() or not torch.isfinite(problem.target).all():
-            raise SolverError("a layer's recorded activations are not finite; look for NaN or infinite values")
+            raise SolverError(
+                "a layer's recorded activations are not finite; look for NaN or infinite values"
+            )
         covariance.diagonal().add_(DAMPING * scale if scale > 0 else 1.0)
         self.root = torch.linalg.cholesky(covariance).to(features.dtype)
         self.half, self.inverse_half = _metric_roots(problem)
@@ -143,9 +149,13 @@ class Coordinates:
 
     def _side(self, features: Tensor, rows: Tensor) -> Patches:
         problem = self.problem
-        q = torch.linalg.solve_triangular(self.root, (features - self.mean).T, upper=False).T.contiguous()
+        q = torch.linalg.solve_triangular(
+            self.root, (features - self.mean).T, upper=False
+        ).T.contiguous()
         offset = None if problem.offset is None else problem.offset[rows]
-        return Patches(q, activate(problem.activation, problem.target[rows]), problem.target[rows], offset)
+        return Patches(
+            q, activate(problem.activation, problem.target[rows]), problem.target[rows], offset
+        )
 
     def respond(self, side: Patches, matrix: Tensor, bias: Tensor) -> Tensor:
         """Give the response plus shortcut of Ã = `matrix` (N, m): shape (n, N)."""
@@ -165,7 +175,8 @@ class Coordinates:
 
     def unwhiten(self, matrix: Tensor) -> Tensor:
         """Turn rows over whitened features (·, m) into rows over features."""
-        return torch.linalg.solve_triangular(self.root, matrix, upper=False, left=False)
+        rows: Tensor = torch.linalg.solve_triangular(self.root, matrix, upper=False, left=False)
+        return rows
 
 
 def _metric_roots(problem: Problem) -> tuple[Tensor, Tensor]:

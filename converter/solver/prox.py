@@ -7,8 +7,6 @@ value thresholding); Halko, Martinsson, Tropp, arXiv:0909.4061 (the randomised r
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -60,18 +58,25 @@ def response_prox(activation: Activation, wanted: Tensor, v: Tensor, rho: float)
     if activation.kind == "identity":
         return (wanted + rho * v) / (1 + rho)
     if activation.kind in ("relu", "leaky_relu", "clip"):
-        return _best_candidate(activation, wanted, v, rho, _piecewise_minima(activation, wanted, v, rho))
+        return _best_candidate(
+            activation, wanted, v, rho, _piecewise_minima(activation, wanted, v, rho)
+        )
     return _newton(activation, wanted, v, rho)
 
 
-def _piecewise_minima(activation: Activation, wanted: Tensor, v: Tensor, rho: float) -> list[Tensor]:
+def _piecewise_minima(
+    activation: Activation, wanted: Tensor, v: Tensor, rho: float
+) -> list[Tensor]:
     """Give the minimum of each linear branch of φ, held inside its branch."""
     middle = (wanted + rho * v) / (1 + rho)
     if activation.kind == "relu":
         return [middle.clamp_min(0), v.clamp_max(0)]
     if activation.kind == "leaky_relu":
         slope = activation.slope
-        return [middle.clamp_min(0), ((slope * wanted + rho * v) / (slope * slope + rho)).clamp_max(0)]
+        return [
+            middle.clamp_min(0),
+            ((slope * wanted + rho * v) / (slope * slope + rho)).clamp_max(0),
+        ]
     candidates = [middle.clamp(activation.low, activation.high)]
     if activation.low > float("-inf"):
         candidates.append(v.clamp_max(activation.low))
@@ -129,7 +134,8 @@ def group_shrink(blocks: Tensor, threshold: float) -> Tensor:
         Groups along the second axis.
     """
     norms = torch.linalg.vector_norm(blocks, dim=(0, 2), keepdim=True)
-    return blocks * (1 - threshold / norms.clamp_min(1e-30)).clamp_min(0)
+    kept: Tensor = (1 - threshold / norms.clamp_min(1e-30)).clamp_min(0)
+    return blocks * kept
 
 
 def _left_vectors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,5 @@ class Solution:
         """Return S + L as one matrix of shape (N, D), for `channels` input channels."""
         total = self.up @ self.down
         blocks = total.view(len(total), channels, -1)
-        blocks[:, self.support] += self.sparse.view(
-            len(total), len(self.support), blocks.shape[2]
-        )
+        blocks[:, self.support] += self.sparse.view(len(total), len(self.support), blocks.shape[2])
         return total
