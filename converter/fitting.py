@@ -55,11 +55,13 @@ def candidates_of(layer: Layer, sample: Sample, metric: NDArray[np.float64]) -> 
     positions = int(np.prod(sample.out_shape)) if sample.out_shape else 1
     effects = effects_of_rank(sample.covariance, metric)
     block = _block(layer)
+    gained = rows if layer.bias is None else 0  # the fit gives every layer a bias
     ranks = np.array(
         [
             rank
             for rank in range(1, min(rows, columns) + 1)
-            if rank * (rows + columns) < rows * columns and (rank < 16 or rank % block == 0)
+            if rank * (rows + columns) + gained < rows * columns
+            and (rank < 16 or rank % block == 0)
         ],
         dtype=np.int64,
     )
@@ -69,7 +71,7 @@ def candidates_of(layer: Layer, sample: Sample, metric: NDArray[np.float64]) -> 
         ranks=ranks,
         effects=effects[ranks],
         macs=cost * positions,
-        params=cost,
+        params=cost + gained,
         macs_kept=float(rows * columns * positions),
         params_kept=float(rows * columns),
     )

@@ -7,25 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from converter.solver.solution import Iteration
 from passes.base import PassResult
 
-__all__ = ["Conversion", "LayerOutcome", "Stage", "TraceRow"]
+__all__ = ["Conversion", "LayerOutcome", "Stage"]
 
 Scheme = Literal["kept", "channel", "sparse", "sparse + channel"]
-
-
-@dataclass(frozen=True)
-class TraceRow:
-    """One line of the ADMM log: residuals are relative to their tolerance, so that 1 or less means met."""
-
-    iteration: int
-    primal: float
-    dual: float
-    objective: float
-    rho: float
-    rank: int
-    support: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,8 @@ class LayerOutcome:
     seconds : float
     reason : str or None
         Why the layer was kept.
-    trace : tuple of TraceRow
+    trace : tuple of Iteration
+        The ADMM log.
     """
 
     name: str
@@ -76,7 +64,7 @@ class LayerOutcome:
     iterations: int = 0
     seconds: float = 0.0
     reason: str | None = None
-    trace: tuple[TraceRow, ...] = ()
+    trace: tuple[Iteration, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ModelError, SolverError
 from converter.fitting import branches_of, candidates_of, fit, weight_of
 from converter.model_file import check_output_path, file_digest, load_model, save_model
-from converter.outcome import Conversion, LayerOutcome, Scheme, Stage, TraceRow
+from converter.outcome import Conversion, LayerOutcome, Scheme, Stage
 from converter.planner.budget import Candidates, choose
 from converter.planner.cost import ModelCost, count_cost
 from converter.progress import SILENT, Progress
@@ -110,7 +110,12 @@ def convert(
         for layer, options in zip(convertible, candidates, strict=True):
             rank = ranks[layer.name]
             if rank is None:
-                outcomes[layer.name] = _kept(layer, options, "it costs least as it is")
+                why = (
+                    "the budget is met more cheaply elsewhere"
+                    if len(options.ranks)
+                    else "no rank makes it cheaper"
+                )
+                outcomes[layer.name] = _kept(layer, options, why)
                 continue
             advance(0, layer.name)
             started = time.monotonic()
@@ -257,7 +262,7 @@ def _outcome(
         status=solution.status,
         iterations=len(solution.history),
         seconds=seconds,
-        trace=tuple(TraceRow(**dataclasses.asdict(row)) for row in solution.history),
+        trace=solution.history,
     )
 
 

@@ -150,7 +150,7 @@ class Admm:
         )
         affordable = max(int(self.work / each), 2 * POINTS)
         limit = min(self.iterations, affordable // POINTS)
-        level = PATH_START * float(torch.linalg.matrix_norm(coordinates.original, 2))
+        level = PATH_START * math.sqrt(_largest_eigenvalue(coordinates.original))
         found: list[_Point] = []
         for _ in range(POINTS):
             status = run.iterate(state, level, limit)
@@ -334,14 +334,14 @@ def _block_whitened_taps(coordinates: Coordinates) -> tuple[Tensor, int]:
     return white.reshape_as(taps).to(taps.dtype), groups
 
 
-def _largest_eigenvalue(taps: Tensor) -> float:
-    """Of taps · tapsᵀ, by power iteration from a fixed start, with a margin."""
-    if not len(taps):
+def _largest_eigenvalue(matrix: Tensor) -> float:
+    """Bound that of M Mᵀ: power iteration from a fixed start, with a margin."""
+    if not len(matrix):
         return 1.0
-    vector = torch.ones(taps.shape[0]).to(taps)
+    vector = torch.ones(matrix.shape[0]).to(matrix)
     value = 1.0
     for _ in range(30):
-        vector = taps @ (taps.T @ vector)
+        vector = matrix @ (matrix.T @ vector)
         value = _norm(vector)
         vector = vector / max(value, 1e-30)
     return 1.1 * value

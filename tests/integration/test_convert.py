@@ -147,8 +147,8 @@ def test_the_budget_is_met(tmp_path: Path, budget: Budget, solver: SolverSetting
     for unit in ("macs", "params"):
         wanted = getattr(budget, unit)
         if wanted is not None:
-            assert getattr(before, unit) / getattr(after, unit) >= wanted * 0.99
-    assert relative_error(tmp_path, feeds) < 0.5  # of noise: a spectrum that falls is what helps
+            assert getattr(before, unit) / getattr(after, unit) >= wanted * (1 - 1e-5)
+    assert relative_error(tmp_path, feeds) < 0.2  # 0.01 to 0.05, and more for svd
 
 
 def test_the_costs_of_layers_add_up(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     assert report["out"] == str(tmp_path / "small.onnx")
     assert report["source_digest"] == file_digest(done.source)
     assert report["out_digest"] == file_digest(done.out)
-    assert report["macs_reduction"] == done.macs_before / done.macs_after >= 2 * 0.99
+    assert report["macs_reduction"] == done.macs_before / done.macs_after >= 2 * (1 - 1e-5)
     assert report["settings"]["budget"] == {"macs": 2, "params": None}
     assert report["settings"]["solver"]["name"] == "admm"
     assert report["settings"]["calibration"]["patches"] == 512
@@ -336,7 +336,7 @@ def test_a_grouped_conv_is_left_alone_and_the_report_says_why(tmp_path: Path) ->
         },
     )  # fmt: skip
     done = convert(tmp_path, model, budget=Budget(macs=1.3))
-    assert done.macs_reduction >= 1.3 * 0.99
+    assert done.macs_reduction >= 1.3 * (1 - 1e-5)
     layers = {each.name: each for each in done.layers}
     assert list(layers) == ["conv1", "grouped", "depthwise", "conv4", "classifier"]
     assert "4 groups" in str(layers["grouped"].reason)
@@ -359,7 +359,7 @@ def test_a_grouped_conv_is_left_alone_and_the_report_says_why(tmp_path: Path) ->
 @pytest.mark.parametrize("count", [48, 46], ids=["whole batches", "a rest"])
 def test_a_model_of_a_fixed_batch(tmp_path: Path, count: int) -> None:
     done = convert(tmp_path, residual(batch=4), pictures(count))
-    assert done.macs_reduction >= 2 * 0.99
+    assert done.macs_reduction >= 2 * (1 - 1e-5)
     assert done.calibration["images"] == count
     assert done.macs_before == cost(done.source, {"image": pictures(4)}).macs
     assert onnx.load(done.out).graph.input == onnx.load(done.source).graph.input
@@ -394,7 +394,7 @@ def test_two_inputs_from_an_npz_file(tmp_path: Path) -> None:
     done = converter.convert(
         source, data, tmp_path / "small.onnx", Budget(macs=2), calibration=SMALL, solver=QUICK
     )
-    assert done.macs_reduction >= 2 * 0.99
+    assert done.macs_reduction >= 2 * (1 - 1e-5)
     feeds = {"image": pictures(16, seed=9), "extra": extra[:16]}
     assert relative_error(tmp_path, feeds) < 0.5
     without = {**feeds, "extra": np.zeros_like(extra[:16])}
@@ -407,7 +407,7 @@ def test_an_operator_without_gradient_costs_a_note_and_no_more(tmp_path: Path) -
     (note,) = done.notes
     assert "every layer counts alike" in note
     assert "Softsign" in note
-    assert done.macs_reduction >= 2 * 0.99
+    assert done.macs_reduction >= 2 * (1 - 1e-5)
     assert relative_error(tmp_path, {"image": pictures(16, seed=9)}) < 0.5
     assert done.to_dict()["notes"] == (note,)
 
@@ -418,8 +418,29 @@ def test_parameters_count_what_is_added_too(tmp_path: Path) -> None:
     for k in (1, 2, 3, 4):
         text = text.replace(f"w{k}, b{k})", f"w{k})")
     shapes = {name: shape for name, shape in RESIDUAL.items() if name.startswith("w")}
-    done = convert(tmp_path, network(text, shapes), budget=Budget(params=2.5))
-    assert done.params_reduction >= 2.5 * 0.99
+    done = convert(tmp_path, network(text, shapes), budget=Budget(params=3.5))
+    assert done.params_reduction >= 3.5 * (1 - 1e-5)
+
+
+def test_planted_structure_is_found(tmp_path: Path) -> None:
+    """Weights of rank 1 with two strong channels: the sparse part takes these, and wins by far."""
+    model = residual()
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("w2", "w3"):
+            shape = tuple(tensor.dims)
+            low = np.outer(rng.normal(size=shape[0]), rng.normal(size=np.prod(shape[1:])))
+            weight = 0.025 * low.reshape(shape)
+            weight[:, [2, 7]] += 0.25 * rng.normal(size=(shape[0], 2, 3, 3))
+            tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), tensor.name))
+    feeds = {"image": pictures(64, seed=9)}
+    convert(tmp_path, model, solver=QUICK)
+    low_rank_alone = relative_error(tmp_path, feeds)
+    done = convert(tmp_path, model, solver=ADMM)
+    assert all(each.support >= 2 for each in done.layers[1:3])
+    assert relative_error(tmp_path, feeds) < low_rank_alone / 5
+    nodes = [node.op_type for node in onnx.load(done.out).graph.node]
+    assert nodes.count("Gather") == 2
 
 
 def test_nothing_is_written_where_the_budget_is_out_of_reach(tmp_path: Path) -> None:
@@ -440,7 +461,7 @@ def test_a_trained_resnet_keeps_its_answers(tmp_path: Path, shared: Path) -> Non
         calibration=CalibrationSettings(images=200, patches=2048),
         solver=QUICK,
     )
-    assert done.macs_reduction >= 1.5 * 0.99
+    assert done.macs_reduction >= 1.5 * (1 - 1e-5)
     assert done.calibration["images"] == 200
     inputs = model_inputs(onnx.load(source), label=str(source))
     val = shared / "data" / "cifar10" / "val"
@@ -448,5 +469,4 @@ def test_a_trained_resnet_keeps_its_answers(tmp_path: Path, shared: Path) -> Non
     (batch,) = data.batches(200)
     wanted, found = answer(source, batch.feeds)[0], answer(done.out, batch.feeds)[0]
     agreement = float((wanted.argmax(1) == found.argmax(1)).mean())
-    print("agreement", agreement)
-    assert agreement >= 0.5
+    assert agreement >= 0.85  # 0.93 as measured
