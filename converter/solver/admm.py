@@ -173,7 +173,8 @@ class _Run:
     ) -> None:
         self.settings, self.coordinates = settings, coordinates
         self.most = most
-        self.patches = coordinates.seen.thinned(PATH_PATCHES)
+        thinned = coordinates.seen.thinned(PATH_PATCHES)
+        self.patches = dataclasses.replace(thinned, q=thinned.q - thinned.q.mean(0))
         problem = coordinates.problem
         # a channel is as dear as its cost in ranks: both penalties then buy at the same price
         self.channel_price = math.sqrt(allowance.channel_cost / allowance.rank_cost)
@@ -185,7 +186,6 @@ class _Run:
         self.normal = self.patches.q.T @ self.patches.q / len(self.patches.q)
         identity = torch.eye(len(self.normal)).to(self.normal)
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.normal + identity))
-        self.q_mean = self.patches.q.mean(0)
         offset = self.patches.offset
         self.offset_seen = 0.0 if offset is None else coordinates.regress(self.patches, offset)
         self.scale = math.sqrt(coordinates.spread)
@@ -245,15 +245,16 @@ class _Run:
         """One iteration; returns (residual, tolerance) for primal and dual, and the objective."""
         c, rho, patches = self.coordinates, state.rho, self.patches
         problem = c.problem
-        parts_before, z_seen_before = state.s + state.low, state.z_seen
+        low_before, z_seen_before = state.low, state.z_seen
+        parts_before = state.s + state.low
 
         state.z = response_prox(problem.activation, patches.wanted, state.response + state.u_z, rho)
         state.z_seen = c.regress(patches, state.z)
 
         wanted = (state.z - state.u_z).mean(0)
         state.bias = wanted if patches.offset is None else wanted - patches.offset.mean(0)
-        fixed = torch.outer(c.half @ state.bias, self.q_mean) + self.offset_seen
-        state.a = (state.z_seen - state.u_seen - fixed + parts_before - state.u_a) @ self.inverse
+        known = state.z_seen - state.u_seen - self.offset_seen
+        state.a = (known + parts_before - state.u_a) @ self.inverse
 
         state.blocks, state.s = self._sparse_step(state, level)
         state.low, state.rank, state.nuclear = singular_shrink(
@@ -265,12 +266,14 @@ class _Run:
         state.u_z = state.u_z + gap_z
         state.u_a = state.u_a + gap_a
         # what the features see of A X̂ + b + O needs no pass over the patches
-        state.u_seen = state.u_seen + state.a @ self.normal + fixed - state.z_seen
+        state.u_seen = state.u_seen + state.a @ self.normal + self.offset_seen - state.z_seen
 
         root = math.sqrt(len(state.z)) * self.scale
         parts = state.s + state.low
         primal = math.hypot(_norm(gap_z @ c.half) / root, _norm(gap_a) / self.scale)
-        dual = rho * _norm(state.z_seen - z_seen_before + parts - parts_before) / self.scale
+        # what S and L exchange between them does not show in their sum, hence the second term
+        moved = _norm(state.z_seen - z_seen_before + parts - parts_before)
+        dual = rho * math.hypot(moved, _norm(state.low - low_before)) / self.scale
         size = math.sqrt(state.a.shape[0])
         primal_tolerance = size * self.settings.eps_abs + self.settings.eps_rel * max(
             math.hypot(_norm(state.response @ c.half) / root, _norm(state.a) / self.scale),

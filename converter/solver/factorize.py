@@ -93,9 +93,9 @@ def data_svd(problem: Problem, rank: int, coordinates: Coordinates | None = None
 
 def _linear_target(coordinates: Coordinates, seen: Patches) -> tuple[Tensor, Tensor]:
     """Ã and bias of the best dense layer for x̂, ignoring the activation: the asymmetric correction."""
-    bias = seen.response.mean(0)
-    missed = seen.response - bias - (seen.q @ coordinates.original.T) @ coordinates.inverse_half
-    return coordinates.original + coordinates.regress(seen, missed), bias
+    missed = seen.response - (seen.q @ coordinates.original.T) @ coordinates.inverse_half
+    bias = missed.mean(0)  # not that of the response alone: the mean of thinned features is not 0
+    return coordinates.original + coordinates.regress(seen, missed - bias), bias
 
 
 class SupportBlock:

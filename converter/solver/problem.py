@@ -133,7 +133,9 @@ class Coordinates:
         centred = features - self.mean
         covariance = (centred.T @ centred).double() / len(centred)
         scale = float(covariance.diagonal().mean())
-        if not torch.isfinite(covariance).all() or not torch.isfinite(problem.target).all():
+        recorded = [problem.features, problem.target, covariance]
+        recorded += [] if problem.offset is None else [problem.offset]
+        if not all(bool(torch.isfinite(each).all()) for each in recorded):
             raise SolverError(
                 "a layer's recorded activations are not finite; look for NaN or infinite values"
             )

@@ -18,7 +18,7 @@ DENSE_LIMIT = 1024
 """Up to so many rows a full eigendecomposition is used; above it, a randomised one of the rank asked for."""
 
 NEWTON_STEPS = 8
-NEWTON_STARTS = (-3.0, -1.5, 0.0, 1.5, 3.0)
+NEWTON_STARTS = (-2.99, -1.5, 0.0, 1.5, 2.99)
 
 
 def activate(activation: Activation, y: Tensor) -> Tensor:
@@ -111,8 +111,11 @@ def _slopes(activation: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _newton(activation: Activation, wanted: Tensor, v: Tensor, rho: float) -> Tensor:
-    candidates = [v]
-    for start in (v, wanted, *(torch.full_like(v, at) for at in NEWTON_STARTS)):
+    starts = [v, wanted, *(torch.full_like(v, at) for at in NEWTON_STARTS)]
+    candidates = list(starts)
+    if activation.kind == "hard_swish":  # its outer branches are linear: exact there
+        candidates += [v.clamp_max(-3), ((wanted + rho * v) / (1 + rho)).clamp_min(3)]
+    for start in starts:
         z = start
         for _ in range(NEWTON_STEPS):
             first, second = _slopes(activation, z)
@@ -143,7 +146,7 @@ def _left_vectors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     rows, columns = matrix.shape
     if min(rows, columns) <= DENSE_LIMIT and rows <= columns:
         # the Gram matrix squares the condition number, hence float64
-        values, vectors = torch.linalg.eigh((matrix @ matrix.T).double())
+        values, vectors = torch.linalg.eigh(matrix.double() @ matrix.double().T)
         return values.flip(0).clamp_min(0).sqrt().to(matrix.dtype), vectors.flip(1).to(matrix.dtype)
     if min(rows, columns) <= DENSE_LIMIT:
         vectors, values, _ = torch.linalg.svd(matrix, full_matrices=False)
