@@ -212,8 +212,9 @@ def _page(rows: list[Row]) -> str:
         f"- Machine: {here['processor']}, {here['usable_cores']} cores; onnxruntime "
         f"{here['versions']['onnxruntime']}, torch {here['versions']['torch']}.",
         "- Calibration: 2,000 unlabelled training images. Accuracy: top-1 on the validation images, with the",
-        "  standard error of the paired difference. No number was tuned on them, but the trials behind",
-        "  `docs/adr/0003` compared two designs on ResNet-20 and VGG-16 with these images in sight.",
+        "  standard error of the paired difference. No number was swept on them, but the trials behind the",
+        "  main designs (the output metric, the price, the polish, the features; `docs/adr/0003`, `0004`)",
+        "  ran on ResNet-20 and VGG-16 with these images in sight.",
         "- Speed-up: ratio of the medians of interleaved runs, two threads, with its 95 % interval.",
         "  Seconds and memory: the whole program `twofold convert`.",
         "- `admm` is Twofold's method (sparse + channel). `data-svd` (low rank in the metric of the data)",

@@ -12,8 +12,9 @@ common level of weighted error that does not look at the cost did worse: `docs/a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,11 +109,13 @@ def choose(
         return _total(layers, ranks, unit, totals[unit]) - limits[unit]
 
     prices = dict.fromkeys(limits, 0.0)
+
+    def excess_at(unit: str, price: float) -> float:
+        return excess(plan({**prices, unit: price}), unit)
+
     for _ in range(4 if len(limits) == 2 else 1):  # two prices settle by turns
         for unit in limits:
-            prices[unit] = _bisect(
-                lambda price, unit=unit: excess(plan({**prices, unit: price}), unit)
-            )
+            prices[unit] = _bisect(partial(excess_at, unit))
     ranks = plan(prices)
     while any(excess(ranks, unit) > 1e-6 * limits[unit] for unit in limits):
         prices = {unit: price * 1.05 + 1e-12 for unit, price in prices.items()}
@@ -120,7 +123,7 @@ def choose(
     return ranks
 
 
-def _bisect(excess_at) -> float:  # type: ignore[no-untyped-def]
+def _bisect(excess_at: Callable[[float], float]) -> float:
     """Least price, on a log scale, at which nothing is in excess."""
     if excess_at(0.0) <= 0:
         return 0.0
