@@ -24,6 +24,7 @@ from converter.config import (
     Preprocessing,
     Runtime,
     SolverSettings,
+    Target,
 )
 from converter.errors import (
     CalibrationError,
@@ -36,9 +37,13 @@ from converter.errors import (
 from converter.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from converter.calibration.sets import CalibrationSet, DataReader
+    from converter.drop import Evaluation
+    from converter.front import Front, FrontPoint, Verified
     from converter.inspection import Inspection, LayerInspection
-    from converter.outcome import Conversion, LayerOutcome
+    from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search
     from converter.validation import Validation
 
     __version__: str
@@ -54,20 +59,28 @@ __all__ = [
     "Conversion",
     "ConverterError",
     "DataReader",
+    "Drop",
+    "Front",
+    "FrontPoint",
     "Inspection",
     "LayerInspection",
     "LayerOutcome",
     "ModelError",
     "Preprocessing",
+    "Probe",
     "Progress",
     "Runtime",
+    "Search",
     "SolverError",
     "SolverSettings",
+    "Target",
     "Validation",
     "ValidationError",
+    "Verified",
     "__version__",
     "convert",
     "inspect",
+    "plan",
     "validate",
 ]
 
@@ -75,10 +88,16 @@ _LAZY = {
     "CalibrationSet": "converter.calibration.sets",
     "Conversion": "converter.outcome",
     "DataReader": "converter.calibration.sets",
+    "Drop": "converter.outcome",
+    "Front": "converter.front",
+    "FrontPoint": "converter.front",
     "Inspection": "converter.inspection",
     "LayerInspection": "converter.inspection",
     "LayerOutcome": "converter.outcome",
+    "Probe": "converter.outcome",
+    "Search": "converter.outcome",
     "Validation": "converter.validation",
+    "Verified": "converter.front",
 }
 """Types that are slow to import, and where they are."""
 
@@ -101,16 +120,21 @@ def convert(
     model: str | Path,
     calib: str | Path | DataReader | CalibrationSet,
     out: str | Path,
-    budget: Budget,
+    budget: Budget | None = None,
     *,
+    max_drop: float | None = None,
+    val: str | Path | DataReader | CalibrationSet | None = None,
     preset: str | None = None,
     preprocessing: Preprocessing | None = None,
     calibration: CalibrationSettings | None = None,
     solver: SolverSettings | None = None,
-    runtime: Runtime | None = None,
+    target: Target | None = None,
+    timing: bool = True,
+    cache: str | Path | None = None,
+    executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Conversion:
-    """Convert a trained CNN into a smaller one, within a budget.
+    """Convert a trained CNN into a smaller one, within a budget or a tolerance.
 
     Parameters
     ----------
@@ -121,8 +145,18 @@ def convert(
         or any `onnxruntime.quantization.CalibrationDataReader`.
     out : str or Path
         Where the new model goes. It appears whole or not at all.
-    budget : Budget
-        What the result may cost, as in `Budget(macs=2)`.
+    budget : Budget or None, default None
+        What the result may cost, as in `Budget(speedup=2)` or `Budget(macs=4, params=2)`.
+    max_drop : float or None, default None
+        In place of a budget: the fastest model that loses no more, found by trying some budgets. In
+        percentage points, from 0 to below 100: of accuracy where `val` has classes, otherwise of top-1
+        agreement with the original; for networks that are no classifiers, the output error
+        ‖converted − original‖ / ‖original‖ in percent. Without `timing`, the model of the fewest
+        multiply-accumulates.
+    val : str, Path, DataReader, CalibrationSet or None, default None
+        What the drop is measured on, as `data` of `validate`, with the subfolders of an image folder as
+        classes; only with `max_drop`. None holds back every fifth calibration image and measures
+        agreement on those.
     preset : str or None, default None
         Key of `PRESETS`: how image files are prepared.
     preprocessing : Preprocessing or None, default None
@@ -131,8 +165,17 @@ def convert(
         How many images and patches, and how much memory; None takes the defaults.
     solver : SolverSettings or None, default None
         Which solver; None takes ADMM.
-    runtime : Runtime or None, default None
-        Where onnxruntime runs; None takes the CPU with all cores.
+    target : Target or None, default None
+        Where the result must be fast: provider, threads and batch; None takes the CPU with all cores and
+        a batch of 1.
+    timing : bool, default True
+        Whether forms and the result are timed under onnxruntime, so that the result is not slower than
+        the original; without it a budget in time is refused.
+    cache : str, Path or None, default None
+        Folder of measured milliseconds; None takes TWOFOLD_CACHE or the user's cache folder.
+    executor : Executor or None, default None
+        Where candidates of the layers are fitted; None does it in this thread. What is submitted can be
+        pickled, so that processes and clusters do.
     progress : Progress, default SILENT
         Told of each stage.
 
@@ -149,20 +192,98 @@ def convert(
         Where the model cannot be read or onnxruntime refuses it.
     CalibrationError
         Where the calibration data cannot be read or do not fit the model.
+    ValidationError
+        Where no faster model loses so little as `max_drop`; nothing is written then.
     SolverError
         Where a fit becomes non-finite.
     """
+    if (budget is None) == (max_drop is None):
+        raise ConfigError(
+            "give either a budget or a tolerance, one of the two: --speedup 2 to halve the time, or "
+            "--max-drop 0.5 for the fastest model that loses half a point at most"
+        )
+    if max_drop is None and val is not None:
+        raise ConfigError("--val is what --max-drop is measured on; give both or neither")
     from converter.pipeline import convert as run
+    from converter.tolerance import Tolerance
 
+    tolerance = None
+    if max_drop is not None:
+        tolerance = Tolerance(max_drop, _evaluation(val, calib))
     return run(
         Path(model),
         _source(calib),
         Path(out),
         budget,
+        tolerance=tolerance,
         preprocessing=_preprocessing(preset, preprocessing),
         calibration=calibration or CalibrationSettings(),
         solver=solver or SolverSettings(),
-        runtime=runtime or Runtime(),
+        target=target or Target(),
+        timing=timing,
+        cache=None if cache is None else Path(cache),
+        executor=executor,
+        progress=progress,
+    )
+
+
+def plan(
+    model: str | Path,
+    calib: str | Path | DataReader | CalibrationSet,
+    *,
+    val: str | Path | DataReader | CalibrationSet | None = None,
+    verify: int = 2,
+    preset: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    calibration: CalibrationSettings | None = None,
+    solver: SolverSettings | None = None,
+    target: Target | None = None,
+    timing: bool = True,
+    cache: str | Path | None = None,
+    executor: Executor | None = None,
+    progress: Progress = SILENT,
+) -> Front:
+    """Say what a model could become, without writing one: error against time, or against MACs.
+
+    Parameters
+    ----------
+    model, calib
+        As in `convert`.
+    val : str, Path, DataReader, CalibrationSet or None, default None
+        What the verified points are judged on, as in `convert`.
+    verify : int, default 2
+        How many points to carry out, from 0 to 16: to fit, to time, and to compare with the original.
+    preset, preprocessing, calibration, solver, target, timing, cache, executor, progress
+        As in `convert`.
+
+    Returns
+    -------
+    Front
+        The best plans for some budgets, from the original on.
+
+    Raises
+    ------
+    ConfigError, ModelError, CalibrationError, SolverError
+        As `convert`.
+    """
+    from converter.front import plan as run
+
+    if verify == 0 and val is not None:
+        raise ConfigError(
+            "--val is what points are verified on, and --verify 0 asks for none; leave one out"
+        )
+    return run(
+        Path(model),
+        _source(calib),
+        evaluation=_evaluation(val, calib),
+        verify=verify,
+        preprocessing=_preprocessing(preset, preprocessing),
+        calibration=calibration or CalibrationSettings(),
+        solver=solver or SolverSettings(),
+        target=target or Target(),
+        timing=timing,
+        cache=None if cache is None else Path(cache),
+        executor=executor,
         progress=progress,
     )
 
@@ -274,6 +395,25 @@ def _source(
     data: str | Path | DataReader | CalibrationSet,
 ) -> Path | DataReader | CalibrationSet:
     return Path(data) if isinstance(data, str) else data
+
+
+def _evaluation(
+    val: str | Path | DataReader | CalibrationSet | None,
+    calib: str | Path | DataReader | CalibrationSet,
+) -> Evaluation:
+    """Take a folder of images in class folders as labelled."""
+    from converter.drop import Evaluation
+
+    if val is None:
+        return Evaluation()
+    judged, fitted = _source(val), _source(calib)
+    paths = [each.resolve() for each in (judged, fitted) if isinstance(each, Path)]
+    if len(paths) == 2 and paths[0] == paths[1]:
+        raise ConfigError(
+            f"{judged} is what the layers are fitted on, and says nothing about other images; give "
+            "--val another folder, or leave it out to hold back every fifth image"
+        )
+    return Evaluation(judged, labels=_has_classes(judged))
 
 
 def _preprocessing(preset: str | None, preprocessing: Preprocessing | None) -> Preprocessing:

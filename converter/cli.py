@@ -10,16 +10,20 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
 import converter
 from converter.config import (
     PRESETS,
+    SCHEME_NAMES,
     Budget,
     CalibrationSettings,
     Preprocessing,
@@ -27,9 +31,10 @@ from converter.config import (
     Runtime,
     SolverName,
     SolverSettings,
+    Target,
     preprocessing_from_options,
 )
-from converter.errors import ConverterError, ValidationError
+from converter.errors import ConfigError, ConverterError, ValidationError
 from converter.progress import SILENT, Progress
 
 __all__ = ["app", "main"]
@@ -50,78 +55,219 @@ app = typer.Typer(
 
 _IMAGES = "How images are prepared"
 _RUNNING = "Where and how it runs"
+_BUDGET = "What the result may cost (one or two), or lose"
 _OUTPUT = "Output"
 
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(PRESETS),
-        help="Named preparation, which the options below override; unit where none is given.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="H[xW]",
-        help="Height and width that the model gets, where it does not fix them.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-Resize = Annotated[
-    int | None,
-    typer.Option(help="Shorter side before the crop, in pixels.", rich_help_panel=_IMAGES),
-]
-Crop = Annotated[
-    str | None,
-    typer.Option(metavar="center|none", help="Crop after --resize.", rich_help_panel=_IMAGES),
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(
-        metavar="nchw|nhwc", help="Axis order of the model's input.", rich_help_panel=_IMAGES
-    ),
-]
-Channels = Annotated[
-    str | None,
-    typer.Option(
-        metavar="rgb|bgr|gray",
-        help="Channels of the model's input, in order.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-Scale = Annotated[
-    float | None,
-    typer.Option(help="Factor on pixel values, which are 0 to 255.", rich_help_panel=_IMAGES),
-]
-Mean = Annotated[
-    str | None,
-    typer.Option(
-        metavar="R,G,B",
-        help="Subtracted after the scale, as in 0.485,0.456,0.406.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-Std = Annotated[
-    str | None,
-    typer.Option(
-        metavar="R,G,B", help="Divided by after the mean is off.", rich_help_panel=_IMAGES
-    ),
-]
-ProviderName = Annotated[
-    str,
-    typer.Option("--provider", metavar="cpu|cuda", help="onnxruntime.", rich_help_panel=_RUNNING),
-]
-Threads = Annotated[
-    int,
-    typer.Option(
-        help="onnxruntime's threads inside an operator; 0 takes all cores.",
-        rich_help_panel=_RUNNING,
-    ),
-]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_OUTPUT)
 ]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model.")]
+Calib = Annotated[
+    Path, typer.Option(help="Folder of images, .npy or .npz file; labels are not needed.")
+]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Options that say how images are prepared; None is what was not given."""
+
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(PRESETS),
+            help="Named preparation, which the options below override; unit where none is given.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H[xW]",
+            help="Height and width that the model gets, where it does not fix them.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    resize: Annotated[
+        int | None,
+        typer.Option(help="Shorter side before the crop, in pixels.", rich_help_panel=_IMAGES),
+    ] = None
+    crop: Annotated[
+        str | None,
+        typer.Option(metavar="center|none", help="Crop after --resize.", rich_help_panel=_IMAGES),
+    ] = None
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nchw|nhwc", help="Axis order of the model's input.", rich_help_panel=_IMAGES
+        ),
+    ] = None
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rgb|bgr|gray",
+            help="Channels of the model's input, in order.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Factor on pixel values, which are 0 to 255.", rich_help_panel=_IMAGES),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Subtracted after the scale, as in 0.485,0.456,0.406.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B", help="Divided by after the mean is off.", rich_help_panel=_IMAGES
+        ),
+    ] = None
+
+    def preprocessing(self, data: Path, *, quiet: bool) -> Preprocessing:
+        """Lay them over the preset; say it where nothing tells how pixels of `data` are scaled."""
+        settings = preprocessing_from_options(
+            **{f.name: getattr(self, f.name) for f in fields(self)}
+        )
+        said = (self.preset, self.scale, self.mean, self.std) != (None, None, None, None)
+        if data.is_dir() and not said and not quiet:
+            _say(
+                "pixels are scaled to 0..1 and nothing else (--preset unit), since no preset, scale, "
+                "mean or std was given"
+            )
+        return settings
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Options that say how onnxruntime runs."""
+
+    provider: Annotated[
+        str,
+        typer.Option(metavar="cpu|cuda", help="onnxruntime.", rich_help_panel=_RUNNING),
+    ] = Runtime.provider
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="onnxruntime's threads inside an operator; 0 takes all cores.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = Runtime.threads
+
+    def runtime(self) -> Runtime:
+        return Runtime(cast(Provider, self.provider), self.threads)
+
+
+@dataclass(frozen=True)
+class _Planning:
+    """Options of all that plans a model: what it is planned with, and what it is fast at."""
+
+    solver: Annotated[
+        str, typer.Option(metavar="admm|data-svd|svd", help="What decides each layer's parts.")
+    ] = SolverSettings.name
+    schemes: Annotated[
+        str,
+        typer.Option(metavar="NAME,NAME", help="Ways to write a layer that may be chosen from."),
+    ] = ",".join(SCHEME_NAMES)
+    images: Annotated[
+        int | None,
+        typer.Option(help="At most so many images, spread evenly.", rich_help_panel=_RUNNING),
+    ] = None
+    patches: Annotated[
+        int, typer.Option(help="Patches sampled for each layer.", rich_help_panel=_RUNNING)
+    ] = CalibrationSettings.patches
+    memory: Annotated[
+        int,
+        typer.Option(
+            metavar="MIB", help="Bound on what recording keeps in memory.", rich_help_panel=_RUNNING
+        ),
+    ] = CalibrationSettings.memory_mib
+    calib_batch: Annotated[
+        int, typer.Option(help="Images that are recorded at once.", rich_help_panel=_RUNNING)
+    ] = CalibrationSettings.batch
+    seed: Annotated[int, typer.Option(help="Seed of all samples.", rich_help_panel=_RUNNING)] = (
+        CalibrationSettings.seed
+    )
+    batch: Annotated[
+        int,
+        typer.Option(
+            help="Images at once that the result must be fast at.", rich_help_panel=_RUNNING
+        ),
+    ] = Target.batch
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda", help="torch device of the fits.", rich_help_panel=_RUNNING
+        ),
+    ] = SolverSettings.device
+    timing: Annotated[
+        bool,
+        typer.Option(
+            "--timing/--no-timing",
+            help="Whether layers and results are timed; without, MACs alone count.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = True
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of measured milliseconds; TWOFOLD_CACHE or the user's cache by default.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+
+    def settings(self, running: _Running) -> dict[str, Any]:
+        """Give them as what `converter.convert` and `converter.plan` take by name."""
+        schemes = tuple(name.strip() for name in self.schemes.split(",") if name.strip())
+        return {
+            "calibration": CalibrationSettings(
+                self.images, self.calib_batch, self.patches, self.memory, self.seed
+            ),
+            "solver": SolverSettings(cast(SolverName, self.solver), self.device, schemes=schemes),
+            "target": Target(running.runtime(), self.batch),
+            "timing": self.timing,
+            "cache": self.cache,
+        }
+
+
+def _grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread each parameter that is a dataclass into one option for each of its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[Any]] = {
+        name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)
+    }
+    parameters = []
+    for name, given in signature(command).parameters.items():
+        if name not in groups:
+            plain = given.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
+            parameters.append(plain)
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            Parameter(
+                each.name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if each.default is MISSING else each.default,
+                annotation=types[each.name],
+            )
+            for each in fields(groups[name])
+        ]
+
+    @wraps(command)
+    def spread(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{each.name: values.pop(each.name) for each in fields(group)})
+        command(**values)
+
+    # what typer reads
+    spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {each.name: each.annotation for each in parameters}
+    return spread
 
 
 def main() -> None:
@@ -148,57 +294,51 @@ def _version(
 
 
 @app.command()
+@_grouped
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model to convert.")],
-    calib: Annotated[
-        Path, typer.Option(help="Folder of images, .npy or .npz file; labels are not needed.")
-    ],
+    *,
+    model: Model,
+    calib: Calib,
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="Make it so many times faster; above 1.", rich_help_panel=_BUDGET),
+    ] = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds that one batch may take.", rich_help_panel=_BUDGET),
+    ] = None,
     macs: Annotated[
-        float | None, typer.Option(help="Divide the multiply-accumulates by so much; above 1.")
+        float | None,
+        typer.Option(
+            help="Divide the multiply-accumulates by so much; above 1.", rich_help_panel=_BUDGET
+        ),
     ] = None,
     params: Annotated[
-        float | None, typer.Option(help="Divide the parameters by so much; above 1.")
+        float | None,
+        typer.Option(help="Divide the parameters by so much; above 1.", rich_help_panel=_BUDGET),
     ] = None,
-    solver: Annotated[
-        str, typer.Option(metavar="admm|data-svd|svd", help="What decides each layer's parts.")
-    ] = "admm",
-    preset: Preset = None,
-    size: Size = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    layout: Layout = None,
-    channels: Channels = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    images: Annotated[
-        int | None,
-        typer.Option(help="At most so many images, spread evenly.", rich_help_panel=_RUNNING),
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="In place of a budget: the fastest model that loses no more than so many percentage "
+            "points of accuracy, or of top-1 agreement without labels (an output error in percent "
+            "where there are no classes).",
+            rich_help_panel=_BUDGET,
+        ),
     ] = None,
-    patches: Annotated[
-        int, typer.Option(help="Patches sampled for each layer.", rich_help_panel=_RUNNING)
-    ] = CalibrationSettings.patches,
-    memory: Annotated[
-        int,
+    val: Annotated[
+        Path | None,
         typer.Option(
-            metavar="MIB", help="Bound on what recording keeps in memory.", rich_help_panel=_RUNNING
+            help="What --max-drop is measured on, class folders for accuracy; every fifth calibration "
+            "image where none is given.",
+            rich_help_panel=_BUDGET,
         ),
-    ] = CalibrationSettings.memory_mib,
-    batch: Annotated[
-        int, typer.Option(help="Images that run at once.", rich_help_panel=_RUNNING)
-    ] = CalibrationSettings.batch,
-    seed: Annotated[
-        int, typer.Option(help="Seed of all samples.", rich_help_panel=_RUNNING)
-    ] = CalibrationSettings.seed,
-    provider: ProviderName = Runtime.provider,
-    threads: Threads = Runtime.threads,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda", help="torch device of the fits.", rich_help_panel=_RUNNING
-        ),
-    ] = SolverSettings.device,
+    ] = None,
+    preparation: _Images,
+    planning: _Planning,
+    running: _Running,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -210,27 +350,22 @@ def convert(
 ) -> None:
     """Convert a model, within a budget, and say what became of each layer."""
     with _one_sentence():
-        _check_outputs(out, model, calib)
+        read = [model, calib] if val is None else [model, calib, val]
+        _check_outputs(out, *read)
         report = out.with_suffix(".json") if report is None else report
-        _check_outputs(report, model, calib, out)
-        budget = Budget(macs=macs, params=params)
-        preprocessing = preprocessing_from_options(
-            preset, size, resize, crop, layout, channels, scale, mean, std
-        )
-        calibration = CalibrationSettings(images, batch, patches, memory, seed)
-        runtime = Runtime(cast(Provider, provider), threads)
-        settings = SolverSettings(cast(SolverName, solver), device)
-        if not quiet and (preset, scale, mean, std) == (None, None, None, None):
-            _say_default_preset(calib)
+        _check_outputs(report, *read, out)
+        asked = (macs, params, speedup, latency_ms)
+        if max_drop is not None and any(each is not None for each in asked):
+            raise ConfigError("--max-drop takes the place of a budget; leave one of the two out")
         conversion = converter.convert(
             model,
             calib,
             out,
-            budget,
-            preprocessing=preprocessing,
-            calibration=calibration,
-            solver=settings,
-            runtime=runtime,
+            Budget(*asked) if max_drop is None else None,
+            max_drop=max_drop,
+            val=val,
+            **planning.settings(running),
+            preprocessing=preparation.preprocessing(calib, quiet=quiet),
             progress=_progress(quiet),
         )
         from converter.report.files import write_report
@@ -240,6 +375,66 @@ def convert(
             from converter.report.console import print_conversion
 
             print_conversion(conversion, report)
+
+
+@app.command()
+@_grouped
+def plan(
+    *,
+    model: Model,
+    calib: Calib,
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            help="What points are verified on, class folders for accuracy; every fifth calibration "
+            "image where none is given."
+        ),
+    ] = None,
+    verify: Annotated[
+        int, typer.Option(help="Points to carry out, time and compare; 0 for none.")
+    ] = 2,
+    preparation: _Images,
+    planning: _Planning,
+    running: _Running,
+    json: Annotated[
+        Path | None, typer.Option(help="JSON file to write.", rich_help_panel=_OUTPUT)
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png|svg", help="Picture to write.", rich_help_panel=_OUTPUT),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a model could become, error against time; no model is written."""
+    with _one_sentence():
+        read = [model, calib] if val is None else [model, calib, val]
+        if json is not None:
+            _check_outputs(json, *read)
+        if picture is not None:
+            from converter.report.picture import check_picture
+
+            _check_outputs(picture, *read, *([] if json is None else [json]))
+            check_picture(picture)
+        front = converter.plan(
+            model,
+            calib,
+            val=val,
+            verify=verify,
+            **planning.settings(running),
+            preprocessing=preparation.preprocessing(calib, quiet=quiet),
+            progress=_progress(quiet),
+        )
+        from converter.report.console import print_front
+        from converter.report.files import write_report
+
+        if json is not None:
+            write_report(json, front.to_dict())
+        if picture is not None:
+            from converter.report.picture import draw_front
+
+            draw_front(front, picture)
+        if not quiet:
+            print_front(front, [each for each in (json, picture) if each is not None])
 
 
 @app.command()
@@ -266,7 +461,9 @@ def inspect(
 
 
 @app.command()
+@_grouped
 def validate(
+    *,
     original: Annotated[Path, typer.Argument(metavar="A", help="The model as it was.")],
     converted: Annotated[Path, typer.Argument(metavar="B", help="The model to compare with it.")],
     data: Annotated[
@@ -283,15 +480,8 @@ def validate(
     images: Annotated[
         int | None, typer.Option(help="At most so many images, spread evenly.")
     ] = None,
-    preset: Preset = None,
-    size: Size = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    layout: Layout = None,
-    channels: Channels = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
+    preparation: _Images,
+    running: _Running,
     batch: Annotated[
         int,
         typer.Option(help="Images that run at once for the comparison.", rich_help_panel=_RUNNING),
@@ -304,8 +494,6 @@ def validate(
         float,
         typer.Option(help="Timed seconds for each model and batch.", rich_help_panel=_RUNNING),
     ] = 2.0,
-    provider: ProviderName = Runtime.provider,
-    threads: Threads = Runtime.threads,
     json: Annotated[
         Path | None, typer.Option(help="JSON file to write.", rich_help_panel=_OUTPUT)
     ] = None,
@@ -315,23 +503,17 @@ def validate(
     with _one_sentence():
         if json is not None:
             _check_outputs(json, original, converted, data)
-        preprocessing = preprocessing_from_options(
-            preset, size, resize, crop, layout, channels, scale, mean, std
-        )
-        runtime = Runtime(cast(Provider, provider), threads)
-        if not quiet and (preset, scale, mean, std) == (None, None, None, None):
-            _say_default_preset(data)
         validation = converter.validate(
             original,
             converted,
             data,
-            preprocessing=preprocessing,
+            preprocessing=preparation.preprocessing(data, quiet=quiet),
             labels=labels,
             images=images,
             batch=batch,
             time_batches=time_batch or (1, 32),
             seconds=seconds,
-            runtime=runtime,
+            runtime=running.runtime(),
             progress=_progress(quiet),
         )
         from converter.report.console import print_validation
@@ -353,14 +535,6 @@ def _progress(quiet: bool) -> Progress:
     from converter.report.console import ConsoleProgress, output_console
 
     return ConsoleProgress(output_console(stderr=True))
-
-
-def _say_default_preset(data: Path) -> None:
-    if data.is_dir():
-        _say(
-            "pixels are scaled to 0..1 and nothing else (--preset unit), since no preset, scale, "
-            "mean or std was given"
-        )
 
 
 def _check_outputs(out: Path, *inputs: Path) -> None:

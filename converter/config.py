@@ -20,6 +20,7 @@ __all__ = [
     "Preprocessing",
     "Runtime",
     "SolverSettings",
+    "Target",
     "preprocessing_from_options",
     "preset_resize",
 ]
@@ -239,8 +240,27 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where the converted model must be fast.
+
+    Attributes
+    ----------
+    runtime : Runtime
+        Provider and threads.
+    batch : int, default 1
+        Samples that run at once, from 1.
+    """
+
+    runtime: Runtime = Runtime()
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.batch <= 65536, f"batch {self.batch} is not from 1 to 65536; correct it")
+
+
+@dataclass(frozen=True)
 class Budget:
-    """What the converted model may cost, as factors of reduction; at least one is given.
+    """What the converted model may cost; at least one is given, and all that are given hold.
 
     Attributes
     ----------
@@ -248,24 +268,49 @@ class Budget:
         Original multiply-accumulates over converted ones, above 1.
     params : float or None
         Original parameters over converted ones, above 1.
+    speedup : float or None
+        Original milliseconds over converted ones, above 1; not beside `latency_ms`.
+    latency_ms : float or None
+        Milliseconds of the whole converted model for one batch, above 0; not beside `speedup`.
     """
 
     macs: float | None = None
     params: float | None = None
+    speedup: float | None = None
+    latency_ms: float | None = None
 
     def __post_init__(self) -> None:
         _require(
-            self.macs is not None or self.params is not None,
-            "no budget was given; say --macs 2 to halve the multiply-accumulates "
-            "or --params 4 to quarter the parameters",
+            any(value is not None for value in dataclasses.astuple(self)),
+            "no budget was given; say --speedup 2 to halve the time, --macs 2 to halve the "
+            "multiply-accumulates or --params 4 to quarter the parameters",
         )
-        for name, factor in (("macs", self.macs), ("params", self.params)):
+        for name, factor in (
+            ("macs", self.macs),
+            ("params", self.params),
+            ("speedup", self.speedup),
+        ):
             if factor is not None:
                 _require(
                     math.isfinite(factor) and factor > 1,
                     f"the {name} budget {factor} is not a factor above 1; "
                     "2 asks for half of the original",
                 )
+        if self.latency_ms is not None:
+            _require(
+                math.isfinite(self.latency_ms) and self.latency_ms > 0,
+                f"the latency budget {self.latency_ms} is not a number of milliseconds above 0; "
+                "4.5 asks for a model that takes 4.5 ms",
+            )
+        _require(
+            self.speedup is None or self.latency_ms is None,
+            "both --speedup and --latency-ms were given, and both bound the time; give one of them",
+        )
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget bounds the time, so that candidates must be measured."""
+        return self.speedup is not None or self.latency_ms is not None
 
 
 @dataclass(frozen=True)
@@ -284,6 +329,8 @@ class CalibrationSettings:
         Bound on what recording keeps in memory at any time, in MiB, from 64.
     seed : int, default 0
         Seed of every sample that is drawn.
+    blend : bool, default True
+        Put a blend of two images beside each image (`converter.calibration.blend`).
     """
 
     images: int | None = None
@@ -291,6 +338,7 @@ class CalibrationSettings:
     patches: int = 16384
     memory_mib: int = 1024
     seed: int = 0
+    blend: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -311,6 +359,9 @@ class CalibrationSettings:
         _require(self.seed >= 0, f"seed {self.seed} is below 0; correct it")
 
 
+SCHEME_NAMES = ("channel", "spatial", "tucker", "sparse")
+
+
 @dataclass(frozen=True)
 class SolverSettings:
     """Which solver decides each layer's parts, and how hard it works.
@@ -325,15 +376,25 @@ class SolverSettings:
         Most ADMM iterations for one point of the path.
     polish : int, default 8
         Most rounds of polish for a layer.
+    schemes : tuple of str, default ("channel", "spatial", "tucker", "sparse")
+        Ways to write a layer that the plan may choose from; the baselines have `channel` alone.
     """
 
     name: SolverName = "admm"
     device: str = "cpu"
     iterations: int = 25
     polish: int = 8
+    schemes: tuple[str, ...] = SCHEME_NAMES
 
     def __post_init__(self) -> None:
         _require(
             self.name in ("admm", "svd", "data-svd"),
             f"solver {self.name!r} is none of admm, data-svd, svd; give one",
         )
+        unknown = [name for name in self.schemes if name not in SCHEME_NAMES]
+        _require(
+            bool(self.schemes) and not unknown,
+            f"schemes {', '.join(self.schemes) or 'none'}: give some of {', '.join(SCHEME_NAMES)}",
+        )
+        if self.name != "admm":
+            object.__setattr__(self, "schemes", ("channel",))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,28 +13,60 @@ from numpy.typing import NDArray
 from converter.calibration.record import Inputs, Sample
 from converter.config import SolverSettings
 from converter.errors import SolverError
-from converter.planner.budget import Candidates, effects_of_rank
+from converter.schemes import (
+    KEEP,
+    SCHEMES,
+    Candidate,
+    Effort,
+    Evidence,
+    Form,
+    Geometry,
+    Scheme,
+    cost_of,
+    families_of,
+)
 from passes.layers import Layer
-from passes.split import Branches
+from passes.split import Branches, Factor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from converter.solver.factorize import Allowance
     from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
-__all__ = ["allowance_of", "branches_of", "candidates_of", "fit", "problem_of", "weight_of"]
+__all__ = [
+    "Task",
+    "branches_of",
+    "branches_of_form",
+    "fit",
+    "geometry_of",
+    "predict",
+    "problem_of",
+    "task_of",
+    "wants_patches",
+    "weight_of",
+]
 
 UNSEEN_EVERY = 8
 """Every eighth image is kept back from the fits, to choose between structures and to report errors."""
 
+UNSEEN_PATCHES = 1024
+"""At most so many of their patches judge a predicted form."""
+
 FULL_PATCH_LIMIT = 1536
-"""Up to so many values a patch is fitted as it is; a longer one through the layer's own responses
-and the taps of its strongest channels."""
+"""Up to so many values a patch is fitted as it is by `channel`; a longer one through the layer's own
+responses and the taps of its strongest channels. S beside L, and S alone, are offered up to here: on
+larger layers S beside `spatial` never paid (docs/objectives.md)."""
+
+WHOLE_PATCH_LIMIT = 8192
+"""Up to so many values a patch is looked at whole by the schemes that need it: its covariance has the
+square of that, 256 MiB."""
+
+BESIDE_ANCHORS = 3
+"""About so many ranks of a family with S beside L are measured."""
 
 ELIGIBLE_TAPS = 512
-"""So many taps at most are recorded for the sparse part of such a layer."""
+"""So many taps at most are recorded for the sparse part of a layer with longer patches."""
 
 
 def weight_of(layer: Layer) -> NDArray[np.float32]:
@@ -40,109 +75,262 @@ def weight_of(layer: Layer) -> NDArray[np.float32]:
     return np.asarray(layer.weight, dtype=np.float32)
 
 
-def candidates_of(layer: Layer, sample: Sample, metric: NDArray[np.float64]) -> Candidates:
-    """List the ranks that a layer may take, with their cost and their effect on the output.
+def geometry_of(layer: Layer, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Geometry:
+    """Gather the shapes that costs depend on.
 
     Parameters
     ----------
     layer : Layer
+    in_shape, out_shape : tuple of int
+        Spatial shape of its input and its response, as in `Geometry`.
+    """
+    outputs, channels, *kernel = weight_of(layer).shape
+    return Geometry(
+        op=layer.op,
+        outputs=outputs,
+        channels=channels,
+        kernel=tuple(kernel),
+        in_shape=in_shape,
+        out_shape=out_shape,
+        bias=layer.bias is not None,
+    )
+
+
+# What a layer may become -------------------------------------------------------------------------
+
+
+def _families(geometry: Geometry, schemes: tuple[str, ...]) -> list[tuple[Scheme, int]]:
+    """Schemes that apply, with the supports of S that they are offered with."""
+    short = geometry.columns <= FULL_PATCH_LIMIT
+    return [
+        (scheme, support)
+        for scheme, support in families_of(geometry, schemes, beside=short)
+        if scheme.ranks(geometry)
+        and (not (scheme.whole_patches or support) or geometry.columns <= WHOLE_PATCH_LIMIT)
+        and (scheme.name != "sparse" or short)
+    ]
+
+
+def wants_patches(geometry: Geometry, schemes: tuple[str, ...]) -> bool:
+    """Whether any form that a layer may take is predicted from its patches."""
+    families = _families(geometry, schemes)
+    return any(scheme.whole_patches or support for scheme, support in families)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Everything that predicting one layer's forms needs; plain data, to be sent where there is room.
+
+    Attributes
+    ----------
+    name : str
+    geometry : Geometry
+    schemes : tuple of str
+    weight : ndarray of shape (N, D), float32
+    metric, covariance : ndarray of shape (N, N), float64
+        Ω, and the covariance of the original's response.
+    gram : ndarray of shape (D, D), float32, or None
+        Covariance of the original's patches.
+    unseen : ndarray of shape (m, D), float32, or None
+        Patches that `gram` has not seen, less the mean one.
+    device : str
+        torch device.
+    """
+
+    name: str
+    geometry: Geometry
+    schemes: tuple[str, ...]
+    weight: NDArray[np.float32]
+    metric: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    gram: NDArray[np.float32] | None
+    unseen: NDArray[np.float32] | None
+    device: str
+
+
+def task_of(
+    layer: Layer,
+    geometry: Geometry,
+    sample: Sample,
+    metric: NDArray[np.float64],
+    inputs: Inputs | None,
+    solver: SolverSettings,
+) -> Task:
+    """Make the task of predicting a layer's forms.
+
+    Parameters
+    ----------
+    layer : Layer
+    geometry : Geometry
     sample : Sample
         What the original answers.
     metric : ndarray of shape (N, N)
         The output metric Ω of its response.
+    inputs : Inputs or None
+        What the original delivers to the layer; None where `wants_patches` says no.
+    solver : SolverSettings
     """
-    rows, columns = weight_of(layer).reshape(len(weight_of(layer)), -1).shape
-    positions = int(np.prod(sample.out_shape)) if sample.out_shape else 1
-    effects = effects_of_rank(sample.covariance, metric)
-    block = _block(layer)
-    gained = rows if layer.bias is None else 0  # the fit gives every layer a bias
-    ranks = np.array(
-        [
-            rank
-            for rank in range(1, min(rows, columns) + 1)
-            if rank * (rows + columns) + gained < rows * columns
-            and (rank < 16 or rank % block == 0)
-        ],
-        dtype=np.int64,
-    )
-    cost = ranks.astype(np.float64) * (rows + columns)
-    return Candidates(
+    gram = unseen = None
+    if inputs is not None:
+        import torch
+
+        from converter.solver.shared import covariance
+
+        patches = torch.from_numpy(inputs.features).to(solver.device)
+        kept_back = _unseen(len(patches), sample, solver.device)
+        seen = patches[~kept_back]
+        mean = seen.mean(0)
+        gram = covariance(seen, mean).cpu().numpy()
+        rows = patches[kept_back]
+        unseen = (rows[:: -(-len(rows) // UNSEEN_PATCHES)] - mean).cpu().numpy()
+    return Task(
         name=layer.name,
-        ranks=ranks,
-        effects=effects[ranks],
-        macs=cost * positions,
-        params=cost + gained,
-        macs_kept=float(rows * columns * positions),
-        params_kept=float(rows * columns),
+        geometry=geometry,
+        schemes=solver.schemes,
+        weight=weight_of(layer).reshape(geometry.outputs, -1),
+        metric=metric,
+        covariance=sample.covariance,
+        gram=gram,
+        unseen=unseen,
+        device=solver.device,
     )
 
 
-def allowance_of(layer: Layer, rank: int) -> Allowance:
-    """Say what S and L may cost together, in weights, where the plan gave the layer this rank."""
-    from converter.solver.factorize import Allowance
+def predict(task: Task) -> tuple[Candidate, ...]:
+    """List what a layer may become, with cost and predicted effect; the layer as it is comes first.
 
-    rows, columns = weight_of(layer).reshape(len(weight_of(layer)), -1).shape
-    return Allowance(
-        total=float(rank * (rows + columns)),
-        rank_cost=float(rows + columns),
-        channel_cost=float(rows * columns / weight_of(layer).shape[1]),
-        block=_block(layer),
+    Anchors of each family are fitted; between them the logarithm of the effect is interpolated over the
+    first rank.
+    """
+    import torch
+
+    from converter.solver.shared import Moments
+
+    def tensor(array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(_own(array)).to(task.device)
+
+    moments = None
+    if task.gram is not None and task.unseen is not None and len(task.unseen):
+        moments = Moments(tensor(task.gram), tensor(task.unseen), task.geometry.taps)
+    evidence = Evidence(
+        weight=tensor(task.weight),
+        metric=tensor(task.metric),
+        covariance=tensor(task.covariance),
+        moments=moments,
     )
+    found = [_candidate(task.geometry, KEEP, 0.0)]
+    for scheme, support in _families(task.geometry, task.schemes):
+        if moments is None and (scheme.whole_patches or support):
+            continue
+        try:
+            forms = _family(scheme, support, evidence, task.geometry)
+        except SolverError as error:
+            raise SolverError(f"layer {task.name}: {error}") from error
+        found += [_candidate(task.geometry, form, effect) for form, effect in forms]
+    return tuple(found)
 
 
-def _block(layer: Layer) -> int:
-    """Step of ranks and supports: onnxruntime's blocked layout pads channels to 8 or 16."""
-    outputs = weight_of(layer).shape[0]
-    return 16 if outputs >= 128 else 8 if outputs >= 64 else 4
+def _candidate(geometry: Geometry, form: Form, effect: float) -> Candidate:
+    macs, params = cost_of(geometry, form)
+    return Candidate(form, effect, macs, params)
+
+
+def _family(
+    scheme: Scheme, support: int, evidence: Evidence, geometry: Geometry
+) -> list[tuple[Form, float]]:
+    """Forms of one scheme beside one support that cost less than the layer, with their effects."""
+    whole = cost_of(geometry, KEEP)[1]
+
+    def form_of(ranks: tuple[int, ...]) -> Form:
+        return Form(scheme.name, ranks, support)
+
+    anchors = scheme.anchors(geometry)
+    if support:  # S beside L takes several fits for each, and seldom pays
+        anchors = anchors[:: max(1, len(anchors) // BESIDE_ANCHORS)]
+    anchors = [ranks for ranks in anchors if cost_of(geometry, form_of(ranks))[1] < whole]
+    if not anchors:
+        return []
+    effects = scheme.effects(evidence, geometry, anchors, support)
+    if len(anchors[0]) != 1:
+        return [(form_of(ranks), effect) for ranks, effect in zip(anchors, effects, strict=True)]
+    measured = np.array([ranks[0] for ranks in anchors])
+    # a larger rank can only do better: what says otherwise is noise of the fit
+    falling = np.minimum.accumulate(np.maximum(effects, 1e-30))
+    offered = [
+        ranks
+        for ranks in scheme.ranks(geometry)
+        if measured[0] <= ranks[0] <= measured[-1] and cost_of(geometry, form_of(ranks))[1] < whole
+    ]
+    interpolated = np.exp(np.interp([ranks[0] for ranks in offered], measured, np.log(falling)))
+    return [
+        (form_of(ranks), float(effect)) for ranks, effect in zip(offered, interpolated, strict=True)
+    ]
+
+
+# The fit of a chosen form ------------------------------------------------------------------------
 
 
 def fit(
     layer: Layer,
+    geometry: Geometry,
     sample: Sample,
     inputs: Inputs,
     metric: NDArray[np.float64],
-    rank: int,
+    form: Form,
     solver: SolverSettings,
+    *,
+    trade: bool,
 ) -> Solution:
-    """Solve one layer for a planned rank.
+    """Solve one layer for a planned form.
 
     Parameters
     ----------
     layer : Layer
+    geometry : Geometry
     sample : Sample
         What the original answers.
     inputs : Inputs
         What the graph as converted so far delivers to the layer.
     metric : ndarray of shape (N, N)
         The output metric Ω; the baselines do not use it.
-    rank : int
-        From the plan; S and L together may cost what L of this rank costs.
+    form : Form
+        From the plan.
     solver : SolverSettings
+    trade : bool
+        Whether the ADMM may trade ranks of `channel` for channels of S at equal cost.
 
     Raises
     ------
     SolverError
         Where the fit becomes non-finite; it names the layer.
     """
-    from converter.solver.admm import Admm
     from converter.solver.factorize import data_svd, plain_svd
 
+    scheme = SCHEMES[form.scheme]
+    whole = scheme.whole_patches and form.scheme != "sparse"
+    baseline = solver.name != "admm"
     problem = problem_of(
-        layer, sample, inputs, None if solver.name != "admm" else metric, solver.device
+        layer, sample, inputs, None if baseline else metric, solver.device, whole=whole
     )
     try:
         if solver.name == "svd":
-            return plain_svd(problem, rank)
+            return plain_svd(problem, form.ranks[0])
         if solver.name == "data-svd":
-            return data_svd(problem, rank)
-        admm = Admm(iterations=solver.iterations, rounds=solver.polish)
-        return admm.solve(problem, allowance_of(layer, rank))
+            return data_svd(problem, form.ranks[0])
+        effort = Effort(iterations=solver.iterations, rounds=solver.polish, trade=trade)
+        return scheme.fit(problem, geometry, form, effort)
     except SolverError as error:
         raise SolverError(f"layer {layer.name}: {error}") from error
 
 
 def problem_of(
-    layer: Layer, sample: Sample, inputs: Inputs, metric: NDArray[np.float64] | None, device: str
+    layer: Layer,
+    sample: Sample,
+    inputs: Inputs,
+    metric: NDArray[np.float64] | None,
+    device: str,
+    *,
+    whole: bool = False,
 ) -> Problem:
     """Make the solver's problem of a layer and its recordings, on a torch device.
 
@@ -154,27 +342,26 @@ def problem_of(
     metric : ndarray of shape (N, N) or None
         The output metric Ω; None counts all errors alike.
     device : str
+    whole : bool, default False
+        Keep patches as they are, however long.
     """
     import torch
 
     from converter.solver.problem import Problem
 
-    weight = torch.from_numpy(weight_of(layer).reshape(len(weight_of(layer)), -1)).to(device)
+    weight = torch.from_numpy(_own(weight_of(layer).reshape(len(weight_of(layer)), -1))).to(device)
     rows, columns = weight.shape
     channels = weight_of(layer).shape[1]
     patches = torch.from_numpy(inputs.features).to(device)
     eligible = torch.arange(channels, device=device)
     basis = None
-    if columns > FULL_PATCH_LIMIT:
+    if columns > FULL_PATCH_LIMIT and not whole:
         taps = columns // channels
         strength = _channel_strength(weight, patches, channels)
         eligible = strength.topk(min(channels, ELIGIBLE_TAPS // taps)).indices.sort().values
         wanted = (eligible[:, None] * taps + torch.arange(taps, device=device)).flatten()
         basis = torch.cat([weight, torch.eye(columns, device=device)[wanted]])
         patches = torch.cat([patches @ weight.T, patches[:, wanted]], dim=1)
-    per = sample.positions.shape[1]
-    image = torch.arange(len(patches), device=device) // per
-    unseen = (image % UNSEEN_EVERY) == UNSEEN_EVERY - 1
     if layer.bias is None:
         bias = torch.zeros(rows, device=device)
     else:
@@ -188,10 +375,24 @@ def problem_of(
         eligible=eligible,
         target=torch.from_numpy(sample.target).to(device),
         offset=None if inputs.offset is None else torch.from_numpy(inputs.offset).to(device),
-        unseen=unseen,
+        unseen=_unseen(len(patches), sample, device),
         activation=layer.activation,
         metric=None if metric is None else torch.from_numpy(metric).to(device),
     )
+
+
+def _own(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Copy an array that may not be written to: torch warns of those."""
+    return np.require(array, requirements=["C", "W"])
+
+
+def _unseen(count: int, sample: Sample, device: str) -> Tensor:
+    """Patches of every eighth image, (n,) bool."""
+    import torch
+
+    image = torch.arange(count, device=device) // sample.positions.shape[1]
+    unseen: Tensor = (image % UNSEEN_EVERY) == UNSEEN_EVERY - 1
+    return unseen
 
 
 def _channel_strength(weight: Tensor, patches: Tensor, channels: int) -> Tensor:
@@ -200,20 +401,46 @@ def _channel_strength(weight: Tensor, patches: Tensor, channels: int) -> Tensor:
     return weight.view(len(weight), channels, -1).square().sum((0, 2)) * spread
 
 
-def branches_of(layer: Layer, solution: Solution) -> Branches:
+# The form in the graph ---------------------------------------------------------------------------
+
+
+def branches_of(geometry: Geometry, form: Form, solution: Solution) -> Branches:
     """Give a solution the shapes of the layer's graph; float32 on the CPU."""
-    shape = weight_of(layer).shape
-    kernel = shape[2:]
     support = solution.support.cpu().numpy()
-    has_sparse, has_low = len(support) > 0, solution.rank > 0
+    sparse = None
+    if len(support):
+        shape = (geometry.outputs, len(support), *geometry.kernel)
+        sparse = solution.sparse.cpu().numpy().reshape(shape)
+    factors: tuple[Factor, ...] = ()
+    if solution.rank:
+        arrays: Sequence[NDArray[np.float32]] = [each.cpu().numpy() for each in solution.factors]
+        factors = SCHEMES[form.scheme].subgraph(geometry, arrays)
     return Branches(
-        support=support if has_sparse else None,
-        sparse=(
-            solution.sparse.cpu().numpy().reshape(shape[0], len(support), *kernel)
-            if has_sparse
-            else None
-        ),
-        down=solution.down.cpu().numpy().reshape(-1, shape[1], *kernel) if has_low else None,
-        up=solution.up.cpu().numpy() if has_low else None,
+        support=support if len(support) else None,
+        sparse=sparse,
+        factors=factors,
         bias=solution.bias.cpu().numpy(),
+    )
+
+
+def branches_of_form(geometry: Geometry, form: Form, seed: int = 0) -> Branches:
+    """Make branches of a form with random weights: what is timed before anything is fitted."""
+    random = np.random.default_rng(seed)
+
+    # responses neither grow nor fade over many layers: denormal numbers would slow what is timed
+    def draw(*shape: int) -> NDArray[np.float32]:
+        size = math.sqrt(4.5 / math.prod(shape[1:]))
+        return random.uniform(-size, size, shape).astype(np.float32)
+
+    support = sparse = None
+    if form.support:
+        support = np.arange(form.support, dtype=np.int64)
+        sparse = draw(geometry.outputs, form.support, *geometry.kernel)
+    factors: tuple[Factor, ...] = ()
+    if form.ranks:
+        scheme = SCHEMES[form.scheme]
+        arrays = [draw(*shape) for shape in scheme.shapes(geometry, form.ranks)]
+        factors = scheme.subgraph(geometry, arrays)
+    return Branches(
+        support=support, sparse=sparse, factors=factors, bias=np.zeros(geometry.outputs, np.float32)
     )

@@ -10,9 +10,7 @@ from typing import Any, Literal
 from converter.solver.solution import Iteration
 from passes.base import PassResult
 
-__all__ = ["Conversion", "LayerOutcome", "Stage"]
-
-Scheme = Literal["kept", "channel", "sparse", "sparse + channel"]
+__all__ = ["Conversion", "Drop", "Latency", "LayerOutcome", "Probe", "Search", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,12 @@ class LayerOutcome:
         Weight shape (N, C, *kernel).
     activation : str
         The activation that the error is measured after.
-    scheme : {"kept", "channel", "sparse", "sparse + channel"}
-    rank, support : int
-        Rank of the low-rank part; input channels kept by the sparse part; 0 where the part is absent.
+    scheme : str
+        "kept", or the family of the form that it took, as "spatial" or "sparse + channel".
+    ranks : tuple of int
+        Of the low-rank part; () where it is absent.
+    support : int
+        Input channels kept by the sparse part; 0 where it is absent.
     macs_before, macs_after, params_before, params_after : int
         Multiply-accumulates of one sample; weights and biases.
     error : float or None
@@ -51,8 +52,8 @@ class LayerOutcome:
     op: str
     shape: tuple[int, ...]
     activation: str
-    scheme: Scheme
-    rank: int
+    scheme: str
+    ranks: tuple[int, ...]
     support: int
     macs_before: int
     macs_after: int
@@ -76,6 +77,119 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What the original and the converted model take on the target, measured in turns and predicted.
+
+    Attributes
+    ----------
+    provider : str
+    threads, batch : int
+    original_ms, converted_ms : float
+        Measured medians.
+    speedup, low, high : float
+        Original over converted, and its 95 % interval.
+    predicted_original_ms, predicted_ms : float
+        What the measurements of single layers had promised.
+    """
+
+    provider: str
+    threads: int
+    batch: int
+    original_ms: float
+    converted_ms: float
+    speedup: float
+    low: float
+    high: float
+    predicted_original_ms: float
+    predicted_ms: float
+
+    @property
+    def off(self) -> float:
+        """By how much the predicted latency of the converted model was off, as a share of the measured."""
+        return self.predicted_ms / self.converted_ms - 1.0
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a converted model has lost, on images that no layer was fitted on.
+
+    Attributes
+    ----------
+    measure : {"accuracy", "agreement", "output error"}
+    points : float
+        Percentage points of accuracy that were lost, negative where it rose; percentage points of
+        images whose best class is another one; or ‖converted − original‖ / ‖original‖ of the outputs
+        in percent. Infinite where the converted model gives NaN or infinity and the original does not.
+    standard_error : float or None
+        Of `points`; None for an output error.
+    images : int
+        How many it was measured on.
+    """
+
+    measure: Literal["accuracy", "agreement", "output error"]
+    points: float
+    standard_error: float | None
+    images: int
+
+    def __str__(self) -> str:
+        """Say it as in "0.42 ± 0.10 points of accuracy"."""
+        if self.measure == "output error":
+            return f"{self.points:.3g} % output error"
+        spread = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
+        return f"{self.points:.2f}{spread} points of {self.measure}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One budget that was tried for a tolerance: planned, fitted, timed and judged.
+
+    Attributes
+    ----------
+    asked : float
+        Speed-up that was planned for, or reduction of the multiply-accumulates where nothing is timed.
+    effect : float
+        Predicted squared error of the network's output, relative to its variance.
+    macs_reduction : float
+    latency : Latency or None
+        None where nothing is timed.
+    drop : Drop
+    within : bool
+        Whether it is a model that gains something and loses no more than the tolerance.
+    """
+
+    asked: float
+    effect: float
+    macs_reduction: float
+    latency: Latency | None
+    drop: Drop
+    within: bool
+
+    @property
+    def gained(self) -> float:
+        """Measured speed-up; reduction of the multiply-accumulates where nothing is timed."""
+        return self.macs_reduction if self.latency is None else self.latency.speedup
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the fastest model within a tolerance was found.
+
+    Attributes
+    ----------
+    max_drop : float
+        The tolerance, in the unit of `Drop.points`.
+    images : str
+        What the drops were measured on.
+    probes : tuple of Probe
+        In the order of the search.
+    """
+
+    max_drop: float
+    images: str
+    probes: tuple[Probe, ...]
+
+
+@dataclass(frozen=True)
 class Conversion:
     """What `convert` returns; the report is this, as JSON.
 
@@ -89,6 +203,8 @@ class Conversion:
         In graph order, the kept ones too.
     passes : tuple of PassResult
         What each graph pass changed and skipped.
+    latency : Latency or None
+        None where nothing was timed.
     stages : tuple of Stage
     notes : tuple of str
         Whatever a reader must know: a fall-back that was taken, a bound that bit.
@@ -98,6 +214,8 @@ class Conversion:
         SHA-256 of the files.
     peak_memory_mib : float
         Highest resident memory of this program so far.
+    search : Search or None, default None
+        The budgets that were tried; None where a budget was given.
     """
 
     source: Path
@@ -108,6 +226,7 @@ class Conversion:
     params_after: int
     layers: tuple[LayerOutcome, ...]
     passes: tuple[PassResult, ...]
+    latency: Latency | None
     stages: tuple[Stage, ...]
     notes: tuple[str, ...]
     settings: dict[str, Any]
@@ -116,7 +235,8 @@ class Conversion:
     source_digest: str
     out_digest: str
     peak_memory_mib: float
-    format: str = field(default="twofold-conversion-1")
+    search: Search | None = None
+    format: str = field(default="twofold-conversion-2")
 
     @property
     def macs_reduction(self) -> float:
@@ -134,4 +254,6 @@ class Conversion:
         plain["source"], plain["out"] = str(self.source), str(self.out)
         plain["macs_reduction"] = self.macs_reduction
         plain["params_reduction"] = self.params_reduction
+        if self.latency is not None:
+            plain["latency"]["off"] = self.latency.off
         return plain

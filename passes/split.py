@@ -1,32 +1,53 @@
-"""Replace a layer by its two branches: S on few input channels, and L of low rank.
+"""Replace a layer by its two branches: S on few input channels, and L as a chain of thin factors.
 
-A layer y = W x + b with W ≈ S + L becomes
+A layer y = W x + b with W ≈ S + L and L = F_k … F_1 becomes
 
     Conv    x → Gather(kept channels) → Conv(S)            ┐
-            x → Conv(down, kh×kw, C→r) → Conv(up, 1×1, r→N) ┴ Add → y
-    Gemm    x → Gather → Gemm(S);  x → Gemm(down) → Gemm(up, + that) → y
-    MatMul  x → Gather → MatMul(S);  x → MatMul(down) → MatMul(up) → Add(b) → Add → y
+            x → Conv(F_1) → … → Conv(F_k, + b)             ┴ Add → y
+    Gemm    x → Gather → Gemm(S);  x → Gemm(F_1) → … → Gemm(F_k, + that) → y
+    MatMul  x → Gather → MatMul(S);  x → MatMul(F_1) → … → MatMul(F_k) → Add(b) → Add → y
 
-The bias is added once. Where every channel is kept there is no Gather. The response keeps its name,
-so that all that follows stays as it is.
+The factors of a Conv share out its spatial axes. The one that takes over an axis has the layer's
+kernel, stride, pads and dilation along it; along all other axes it is a 1×1 Conv, of stride 1 and
+without pads. With C input channels, N outputs, kernel kh×kw and ranks r:
+
+    channel   kh×kw, C→r;  1×1, r→N
+    spatial   kh×1, C→r;  1×kw, r→N
+    tucker    1×1, C→r₁;  kh×kw, r₁→r₂;  1×1, r₂→N
+
+The chain is one Conv whose weight is the product of the factors over the channels between them:
+with each axis in one factor only, tap, step and border along it are the layer's own. That holds at
+the border too. The layer pads its input with zeros, and a factor without a bias answers zeros with
+zeros, so that it is the same to pad behind it, where the factor of that axis does. Therefore no
+factor but the last carries the bias. SAME and VALID padding stay attributes: they look at each axis
+alone, whose size is the layer's own where its factor stands, and pad nothing where kernel and
+stride are 1.
+
+The bias is added once. Where every channel is kept there is no Gather. A 1×1 Conv with a one-hot
+weight can select the channels instead, which keeps them in onnxruntime's blocked layout at the
+price of its own multiplications. The response keeps its name, so that all that follows stays as it
+is.
 
 How onnxruntime takes it (1.32, x86 CPU, default level, read off its optimised graphs): for 2-D
 Convs of a fixed image size the Add, and a Relu behind it, become part of one of the two Convs that
-feed the Add, whichever operand comes first. A Conv is in the blocked layout where its input
-channels (r for the 1×1 Conv, the kept ones for S) are a multiple of 4 or below the block of 8 or
-16. Where both are, either takes the sum; where one is not, that one does, and only if it has a
-bias: hence `_bias_on_sparse`. HardSwish fuses in the blocked layout only, Clip and LeakyRelu
-outside of it only; SiLU becomes one node of its own. For 1-D and 3-D Convs, and for images of a
-dynamic size beside a Gather, the Add and the activation stay. For Gemm the sum is Gemm's own third
-operand, so a Relu fuses as it did before. The sum with a shortcut is another matter: see
-`passes.reorder_sums`.
+feed the Add, S or the last factor, whichever operand comes first. A Conv is in the blocked layout
+where its input channels (the last rank for the last factor, the kept ones for S) are a multiple of
+4 or below the block of 8 or 16. Where both are, either takes the sum; where one is not, that one
+does, and only if it has a bias: hence `_bias_on_sparse`. The factors before the last take no sum;
+one outside of the layout costs them reorders only. HardSwish fuses in the blocked layout only, Clip
+and LeakyRelu outside of it only; SiLU becomes one node of its own. For 1-D and 3-D Convs, and for
+images of a dynamic size beside a Gather, the Add and the activation stay. For Gemm the sum is
+Gemm's own third operand, so a Relu fuses as it did before. The sum with a shortcut is another
+matter: see `passes.reorder_sums`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -37,12 +58,57 @@ from passes.exchange import origin_of
 from passes.layers import Layer
 from passes.wiring import fresh_name, names_in, replace_nodes
 
-__all__ = ["Branches", "Split"]
+__all__ = ["Branches", "Factor", "Split"]
 
 Floats = NDArray[np.floating]
 
 _SMALLEST_BLOCK = 8  # of onnxruntime's blocked layout, on AVX2; 16 on AVX-512
 _GEMM_WITHOUT_BIAS = 11  # the first opset whose Gemm may lack its third operand
+_ROLES = {2: ("down", "up"), 3: ("in", "core", "out")}  # of the factors; of more: by number
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """One Conv, Gemm or MatMul of the chain that is L.
+
+    Attributes
+    ----------
+    weight : ndarray of shape (out, in, *kernel)
+        Along each axis in `axes` of the layer's own kernel length, along all others of length 1;
+        (out, in) for Gemm and MatMul.
+    axes : tuple of int
+        Spatial axes, 0 for the first, along which this factor takes over the layer's kernel,
+        stride, pads and dilation; () for none, and for Gemm and MatMul.
+
+    Raises
+    ------
+    ValueError
+        Where the weight is no such array or is not finite in float32, or its kernel is longer than
+        1 along an axis that is not in `axes`.
+    """
+
+    weight: Floats
+    axes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.weight.shape
+        _require(
+            len(shape) >= 2 and 0 not in shape,
+            f"a factor of shape {shape} is not (out, in, *kernel) with something in it",
+        )
+        spatial = range(len(shape) - 2)
+        _require(
+            set(self.axes) <= set(spatial) and len(set(self.axes)) == len(self.axes),
+            f"the axes {self.axes} of a factor of shape {shape} are not some of its "
+            f"{len(spatial)} spatial axes, each once",
+        )
+        for axis in spatial:
+            _require(
+                axis in self.axes or shape[2 + axis] == 1,
+                f"the factor of shape {shape} has a kernel along axis {axis}, "
+                f"which is not among its axes {self.axes}",
+            )
+        _require_float32(self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +121,15 @@ class Branches:
         Input channels that S reads, ascending, each once, in [0, C).
     sparse : ndarray of shape (N, s, *kernel) or None
         S on these channels; given exactly where `support` is.
-    down : ndarray of shape (r, C, *kernel) or None
-        First factor of L.
-    up : ndarray of shape (N, r) or None
-        Second factor of L; given exactly where `down` is.
+    factors : tuple of Factor
+        L, from the input on: C channels into the first and N out of the last, two factors or more,
+        and each spatial axis in the `axes` of exactly one, also where the kernel is 1 long. () for
+        no such branch.
     bias : ndarray of shape (N,) or None
         The whole bias; None for none.
+    select : {"gather", "conv"}
+        What selects the channels of S: a Gather, or a 1×1 Conv with a one-hot weight, which is for
+        Conv layers only.
 
     Raises
     ------
@@ -70,18 +139,17 @@ class Branches:
 
     support: NDArray[np.int64] | None = None
     sparse: Floats | None = None
-    down: Floats | None = None
-    up: Floats | None = None
+    factors: tuple[Factor, ...] = ()
     bias: Floats | None = None
+    select: Literal["gather", "conv"] = "gather"
 
     def __post_init__(self) -> None:
         _require(
             (self.support is None) == (self.sparse is None),
             "the sparse branch needs both its support and its weight",
         )
-        _require((self.down is None) == (self.up is None), "the low-rank branch needs both factors")
-        _require(self.sparse is not None or self.down is not None, "neither branch is given")
-        outputs = set()
+        _require(self.sparse is not None or len(self.factors) > 0, "neither branch is given")
+        outputs, kernels = set(), set()
         if self.support is not None and self.sparse is not None:
             _require_support(self.support)
             _require(
@@ -89,32 +157,28 @@ class Branches:
                 f"the sparse weight of shape {self.sparse.shape} does not fit "
                 f"a support of {len(self.support)} channels",
             )
+            _require_float32(self.sparse)
             outputs.add(len(self.sparse))
-        if self.down is not None and self.up is not None:
-            _require(
-                self.up.ndim == 2
-                and self.down.ndim >= 2
-                and len(self.down) == self.up.shape[1] > 0,
-                f"the factors of shapes {self.down.shape} and {self.up.shape} do not chain",
-            )
-            outputs.add(len(self.up))
-        if self.sparse is not None and self.down is not None:
-            _require(
-                self.sparse.shape[2:] == self.down.shape[2:],
-                f"the kernels {self.sparse.shape[2:]} and {self.down.shape[2:]} differ",
-            )
+            kernels.add(self.sparse.shape[2:])
+        if self.factors:
+            _require_chain(self.factors)
+            outputs.add(len(self.factors[-1].weight))
+            kernels.add(_kernel(self.factors))
         if self.bias is not None:
             _require(self.bias.ndim == 1, f"the bias of shape {self.bias.shape} is not a vector")
+            _require_float32(self.bias)
             outputs.add(len(self.bias))
         _require(len(outputs) == 1, f"the branches differ in their outputs: {sorted(outputs)}")
-        for array in (self.sparse, self.down, self.up, self.bias):
-            if array is not None:
-                _require_float32(array)
+        _require(len(kernels) == 1, f"the branches differ in their kernels: {sorted(kernels)}")
+        _require(
+            self.select == "gather" or (self.select == "conv" and () not in kernels),
+            f"nothing selects channels by {self.select!r} here: take 'gather', or 'conv' for a Conv",
+        )
 
     @property
-    def rank(self) -> int:
-        """Rank of L; 0 where there is no such branch."""
-        return 0 if self.down is None else len(self.down)
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of L, the output channels of all factors but the last; () for no such branch."""
+        return tuple(len(factor.weight) for factor in self.factors[:-1])
 
     @property
     def kept(self) -> int:
@@ -136,6 +200,27 @@ def _require_support(support: NDArray[np.int64]) -> None:
         bool(support[0] >= 0 and np.all(np.diff(support) > 0)),
         "the support does not name channels in ascending order, each once",
     )
+
+
+def _require_chain(factors: Sequence[Factor]) -> None:
+    _require(len(factors) > 1, "a single factor is no low-rank branch: give two or more")
+    for first, second in pairwise(factors):
+        _require(
+            first.weight.ndim == second.weight.ndim and len(first.weight) == second.weight.shape[1],
+            f"the factors of shapes {first.weight.shape} and {second.weight.shape} do not chain",
+        )
+    axes = sorted(axis for factor in factors for axis in factor.axes)
+    _require(
+        axes == list(range(factors[0].weight.ndim - 2)),
+        f"the factors take over the axes {axes}, not each of "
+        f"{factors[0].weight.ndim - 2} exactly once",
+    )
+
+
+def _kernel(factors: Sequence[Factor]) -> tuple[int, ...]:
+    """Kernel of the whole chain: each length is one factor's, and 1 in all others."""
+    kernels = [factor.weight.shape[2:] for factor in factors]
+    return tuple(math.prod(lengths) for lengths in zip(*kernels, strict=True))
 
 
 def _require_float32(array: Floats) -> None:
@@ -207,8 +292,8 @@ class Split(Pass):
         branches = []
         if self.branches.kept:
             branches.append(f"a sparse branch of {self.branches.kept} of {self._channels} channels")
-        if self.branches.rank:
-            branches.append(f"a branch of rank {self.branches.rank}")
+        if self.branches.factors:
+            branches.append(f"factors of rank {'×'.join(map(str, self.branches.ranks))}")
         return " and ".join(branches)
 
 
@@ -222,11 +307,13 @@ def _require_fit(
             and branches.sparse.shape == (outputs, len(branches.support), *kernel),
             f"the sparse branch of shape {branches.sparse.shape} does not fit {wanted}",
         )
-    if branches.down is not None and branches.up is not None:
+    if branches.factors:
+        weights = [factor.weight for factor in branches.factors]
         _require(
-            branches.down.shape[1:] == (channels, *kernel) and len(branches.up) == outputs,
-            f"the factors of shapes {branches.down.shape} and {branches.up.shape} do not fit "
-            f"{wanted}",
+            (len(weights[-1]), weights[0].shape[1]) == (outputs, channels)
+            and _kernel(branches.factors) == kernel,
+            f"the factors of shapes {', '.join(str(weight.shape) for weight in weights)} "
+            f"do not fit {wanted}",
         )
 
 
@@ -275,12 +362,6 @@ class _Parts:
         """Operands that add the bias to a Conv or Gemm: one or none."""
         return [] if self.branches.bias is None else [self.weight("bias", self.branches.bias)]
 
-    def gemm_summand(self, given: Sequence[gs.Tensor]) -> list[gs.Tensor]:
-        """Third operand of a Gemm: `given`, or a zero where the opset wants one at all."""
-        if given or self.opset >= _GEMM_WITHOUT_BIAS:
-            return list(given)
-        return [self.constant("zero", np.zeros(1, np.float32))]
-
     def add(self, op: str, role: str, inputs: Sequence[gs.Tensor], **attrs: Any) -> gs.Tensor:
         """Append a node and return what it writes."""
         name = fresh_name(self._names, f"{self._stem}/{role}")
@@ -290,18 +371,59 @@ class _Parts:
 
     def kept_channels(self, axis: int) -> gs.Tensor:
         """Return the input, with only the channels of the support where these are not all."""
-        support = self.branches.support
-        if support is None or len(support) == self._channels:
+        support, sparse = self.branches.support, self.branches.sparse
+        if support is None or sparse is None or len(support) == self._channels:
             return self.input
+        if self.branches.select == "conv":
+            one_hot = np.zeros((len(support), self._channels, *[1] * (sparse.ndim - 2)), np.float32)
+            one_hot[np.arange(len(support)), support] = 1
+            return self.conv("select", self.input, Factor(one_hot))
         indices = self.constant("support", support)
         return self.add("Gather", "gather", [self.input, indices], axis=axis)
+
+    def conv(
+        self, role: str, data: gs.Tensor, factor: Factor, bias: Sequence[gs.Tensor] = ()
+    ) -> gs.Tensor:
+        """Append a Conv that is the layer's along the factor's axes, and a 1×1 one along others."""
+        kernel = factor.weight.shape[2:]
+        attrs: dict[str, Any] = {"kernel_shape": list(kernel)}
+        if "auto_pad" in self.node.attrs:
+            attrs["auto_pad"] = self.node.attrs["auto_pad"]
+        for name, neutral in (("strides", 1), ("pads", 0), ("dilations", 1)):
+            if name in self.node.attrs:
+                # Of the pads, those at the beginning of all axes come first, then those at the end.
+                attrs[name] = [
+                    own if index % len(kernel) in factor.axes else neutral
+                    for index, own in enumerate(self.node.attrs[name])
+                ]
+        inputs = [data, self.weight(f"{role}/weight", factor.weight), *bias]
+        return self.add("Conv", role, inputs, **attrs)
+
+    def gemm(
+        self, role: str, data: gs.Tensor, weight: Floats, summand: Sequence[gs.Tensor] = ()
+    ) -> gs.Tensor:
+        """Append a Gemm; where its opset wants a third operand and there is none, a zero."""
+        if not summand and self.opset < _GEMM_WITHOUT_BIAS:
+            summand = [self.constant("zero", np.zeros(1, np.float32))]
+        inputs = [data, self.weight(f"{role}/weight", weight), *summand]
+        return self.add("Gemm", role, inputs, transB=1)
+
+    def matmul(self, role: str, data: gs.Tensor, weight: Floats) -> gs.Tensor:
+        """Append a MatMul by the transpose of `weight`."""
+        return self.add("MatMul", role, [data, self.weight(f"{role}/weight", weight.T)])
+
+    def chain(self) -> list[tuple[str, Factor]]:
+        """Return the factors with their roles, which name their nodes."""
+        factors = self.branches.factors
+        numbered = tuple(f"factor{number}" for number in range(1, len(factors) + 1))
+        return list(zip(_ROLES.get(len(factors), numbered), factors, strict=True))
 
 
 def _bias_on_sparse(branches: Branches) -> bool:
     """Whether S's Conv adds the bias: alone, or outside of the blocked layout beside L inside."""
-    if branches.rank == 0:
+    if not branches.factors:
         return True
-    return _leaves_layout(branches.kept) and not _leaves_layout(branches.rank)
+    return _leaves_layout(branches.kept) and not _leaves_layout(branches.ranks[-1])
 
 
 def _leaves_layout(channels: int) -> bool:
@@ -310,52 +432,46 @@ def _leaves_layout(channels: int) -> bool:
 
 def _split_conv(parts: _Parts) -> None:
     branches = parts.branches
-    spatial: dict[str, Any] = {
-        name: value for name, value in parts.node.attrs.items() if name != "group"
-    }
     bias = parts.bias()
     sparse = None
     if branches.sparse is not None:
-        inputs = [parts.kept_channels(axis=1), parts.weight("sparse/weight", branches.sparse)]
-        if _bias_on_sparse(branches):
-            inputs, bias = [*inputs, *bias], []
-        sparse = parts.add("Conv", "sparse", inputs, **spatial)
-    if branches.down is None or branches.up is None:
+        whole = Factor(branches.sparse, tuple(range(branches.sparse.ndim - 2)))
+        on_sparse, bias = (bias, []) if _bias_on_sparse(branches) else ([], bias)
+        sparse = parts.conv("sparse", parts.kept_channels(axis=1), whole, on_sparse)
+    if not branches.factors:
         return
-    down_weight = parts.weight("down/weight", branches.down)
-    down = parts.add("Conv", "down", [parts.input, down_weight], **spatial)
-    axes = branches.down.ndim - 2
-    up_weight = parts.weight("up/weight", branches.up.reshape(*branches.up.shape, *[1] * axes))
-    up = parts.add("Conv", "up", [down, up_weight, *bias], kernel_shape=[1] * axes)
+    *inner, (role, last) = parts.chain()
+    data = parts.input
+    for inner_role, factor in inner:
+        data = parts.conv(inner_role, data, factor)
+    low_rank = parts.conv(role, data, last, bias)
     if sparse is not None:
-        parts.add("Add", "sum", [up, sparse])
+        parts.add("Add", "sum", [low_rank, sparse])
 
 
 def _split_gemm(parts: _Parts) -> None:
     branches = parts.branches
     summand: list[gs.Tensor] = list(parts.bias())
     if branches.sparse is not None:
-        inputs = [parts.kept_channels(axis=1), parts.weight("sparse/weight", branches.sparse)]
-        sparse = parts.add("Gemm", "sparse", [*inputs, *parts.gemm_summand(summand)], transB=1)
-        summand = [sparse]
-    if branches.down is not None and branches.up is not None:
-        inputs = [parts.input, parts.weight("down/weight", branches.down)]
-        down = parts.add("Gemm", "down", [*inputs, *parts.gemm_summand([])], transB=1)
-        inputs = [down, parts.weight("up/weight", branches.up)]
-        parts.add("Gemm", "up", [*inputs, *parts.gemm_summand(summand)], transB=1)
+        summand = [parts.gemm("sparse", parts.kept_channels(axis=1), branches.sparse, summand)]
+    if branches.factors:
+        *inner, (role, last) = parts.chain()
+        data = parts.input
+        for inner_role, factor in inner:
+            data = parts.gemm(inner_role, data, factor.weight)
+        parts.gemm(role, data, last.weight, summand)
 
 
 def _split_matmul(parts: _Parts) -> None:
     branches = parts.branches
     summands = []
     if branches.sparse is not None:
-        inputs = [parts.kept_channels(axis=-1), parts.weight("sparse/weight", branches.sparse.T)]
-        summands.append(parts.add("MatMul", "sparse", inputs))
-    if branches.down is not None and branches.up is not None:
-        down_weight = parts.weight("down/weight", branches.down.T)
-        down = parts.add("MatMul", "down", [parts.input, down_weight])
-        inputs = [down, parts.weight("up/weight", branches.up.T)]
-        summands.append(parts.add("MatMul", "up", inputs))
+        summands.append(parts.matmul("sparse", parts.kept_channels(axis=-1), branches.sparse))
+    if branches.factors:
+        data = parts.input
+        for role, factor in parts.chain():
+            data = parts.matmul(role, data, factor.weight)
+        summands.append(data)
     total = summands.pop()
     # The bias right behind a MatMul: onnxruntime makes one Gemm of these two for matrices.
     for bias in parts.bias():

@@ -1,6 +1,6 @@
-"""Convert the reference models with each solver at several budgets, and write docs/results.md.
+"""Convert the reference models at several budgets, and write docs/results.md.
 
-    python -m tools.reference [--only vgg16] [--solver admm] [--shared ../shared] [--out docs/results.md]
+    python -m tools.reference [--only vgg16] [--shared ../shared] [--out docs/results.md]
 
 Each row is what a user would run: `twofold convert` on the calibration images, then `twofold validate`
 on the validation images, each in a program of its own, so that seconds and memory are its own too. Rows
@@ -26,7 +26,6 @@ from converter.runtime import machine
 ROOT = Path(__file__).resolve().parent.parent
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 CIFAR = ("--preset", "cifar10")
-SOLVERS = ("admm", "data-svd", "svd")
 MEMORY_PROBE = (
     "import resource, runpy, sys; sys.argv[0] = 'twofold'\n"
     "try: runpy.run_module('converter', run_name='__main__', alter_sys=True)\n"
@@ -35,25 +34,48 @@ MEMORY_PROBE = (
 
 
 @dataclass(frozen=True)
+class Ask:
+    """A budget as it is typed, and the largest drop allowed there, in points."""
+
+    options: tuple[str, ...]
+    drop: float | None = None
+
+    def __str__(self) -> str:
+        return " ".join(self.options)
+
+
+@dataclass(frozen=True)
 class Target:
-    """A reference model, how its images are prepared, its budgets and the largest drop allowed there."""
+    """A reference model, how its images are prepared, and what is asked of it."""
 
     name: str
     file: str
     preparation: tuple[str, ...]
-    budgets: tuple[tuple[str, float, float | None], ...]
+    asks: tuple[Ask, ...]
 
 
 TARGETS = (
-    Target("ResNet-20", "resnet20_cifar10.onnx", IMAGENET, (("macs", 2, 5.0), ("macs", 1.5, None))),
-    Target("AlexNet", "alexnet_cifar10.onnx", CIFAR, (("macs", 2, 1.0), ("params", 4, None))),
+    Target(
+        "ResNet-20",
+        "resnet20_cifar10.onnx",
+        IMAGENET,
+        (Ask(("--macs", "2"), 1.5), Ask(("--macs", "3"), 4.5)),
+    ),
+    Target("AlexNet", "alexnet_cifar10.onnx", CIFAR, (Ask(("--macs", "3"), 1.0),)),
     Target(
         "VGG-16",
         "vgg16_cifar10.onnx",
         CIFAR,
-        (("macs", 4, 2.0), ("macs", 2, 0.7), ("params", 4.9, 1.0)),
+        (
+            Ask(("--macs", "4"), 0.4),
+            Ask(("--macs", "8"), 1.5),
+            Ask(("--params", "4.9"), 0.2),
+            Ask(("--params", "10"), 1.0),
+            Ask(("--speedup", "3", "--batch", "1"), 0.4),
+            Ask(("--speedup", "4", "--batch", "32"), 0.4),
+        ),
     ),
-    Target("GoogLeNet", "googlenet_cifar10.onnx", CIFAR, (("macs", 2, 2.0),)),
+    Target("GoogLeNet", "googlenet_cifar10.onnx", CIFAR, (Ask(("--macs", "3"), 1.0),)),
 )
 
 
@@ -62,7 +84,6 @@ class Row:
     """One conversion, measured."""
 
     model: str
-    solver: str
     budget: str
     allowed: float | None
     macs: float
@@ -73,6 +94,7 @@ class Row:
     error: float
     batch_1: str
     batch_32: str
+    off: float
     seconds: float
     memory_mib: float
 
@@ -88,24 +110,21 @@ def main(
     / "results",
     out: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "results.md",
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
-    solver: Annotated[list[str] | None, typer.Option(help="Solvers; all by default.")] = None,
     fresh: Annotated[bool, typer.Option(help="Forget the rows of earlier runs.")] = False,
 ) -> None:
-    """Convert the reference models with each solver at several budgets, and write the table."""
+    """Convert the reference models at several budgets, and write the table."""
     work.mkdir(parents=True, exist_ok=True)
     store = work / "rows.json"
     rows: dict[str, Any] = {} if fresh or not store.exists() else json.loads(store.read_text())
     for target, path in _models(shared, references, only):
-        for name in solver or SOLVERS:
-            for unit, factor, allowed in target.budgets:
-                key = f"{path.stem} {name} {unit} {factor:g}"
-                if key in rows:
-                    continue
-                print(f"== {key}", flush=True)
-                row = _measure(target, path, name, unit, factor, allowed, shared, work)
-                rows[key] = asdict(row)
-                write_text_atomically(store, json.dumps(rows, indent=1) + "\n")
-                write_text_atomically(out, _page([Row(**each) for each in rows.values()]))
+        for ask in target.asks:
+            key = f"{path.stem} {ask}"
+            if key in rows:
+                continue
+            print(f"== {key}", flush=True)
+            rows[key] = asdict(_measure(target, path, ask, shared, work))
+            write_text_atomically(store, json.dumps(rows, indent=1) + "\n")
+            write_text_atomically(out, _page([Row(**each) for each in rows.values()]))
     write_text_atomically(out, _page([Row(**each) for each in rows.values()]))
     print(f"wrote {out}")
 
@@ -117,8 +136,8 @@ def _models(shared: Path, references: Path, only: list[str] | None) -> list[tupl
     chosen = [(known[file.name], file) for file in files if file.exists()]
     for file in trained:
         like = known.get(file.name)
-        budgets = like.budgets if like else (("macs", 2.0, None),)
-        chosen.append((Target(f"{file.stem} (trained here)", file.name, CIFAR, budgets), file))
+        asks = like.asks if like else (Ask(("--macs", "2")),)
+        chosen.append((Target(f"{file.stem} (trained here)", file.name, CIFAR, asks), file))
     if only:
         chosen = [
             (target, file) for target, file in chosen if any(name in file.stem for name in only)
@@ -128,25 +147,16 @@ def _models(shared: Path, references: Path, only: list[str] | None) -> list[tupl
     return chosen
 
 
-def _measure(
-    target: Target,
-    model: Path,
-    solver: str,
-    unit: str,
-    factor: float,
-    allowed: float | None,
-    shared: Path,
-    work: Path,
-) -> Row:
-    stem = f"{model.stem}-{solver}-{unit}{factor:g}"
+def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Row:
+    stem = model.stem + "".join(ask.options).replace("--", "-")
     small, report, comparison = (
         work / f"{stem}{end}" for end in (".onnx", ".json", "-against.json")
     )
     data = shared / "data" / "cifar10"
     started = time.monotonic()
     memory = _twofold(
-        "convert", str(model), "--calib", str(data / "calib"), "--out", str(small), f"--{unit}",
-        f"{factor:g}", "--solver", solver, "--report", str(report), *target.preparation,
+        "convert", str(model), "--calib", str(data / "calib"), "--out", str(small), *ask.options,
+        "--report", str(report), "--cache", str(work / "cache"), *target.preparation,
         probe=work / "memory",
     )  # fmt: skip
     seconds = time.monotonic() - started
@@ -159,9 +169,8 @@ def _measure(
     timing = {entry["batch"]: entry for entry in compared["latencies"]}
     return Row(
         model=target.name,
-        solver=solver,
-        budget=f"{'MACs' if unit == 'macs' else 'parameters'} ÷ {factor:g}",
-        allowed=allowed,
+        budget=str(ask),
+        allowed=ask.drop,
         macs=converted["macs_reduction"],
         params=converted["params_reduction"],
         images=compared["accuracy"]["images"],
@@ -170,6 +179,7 @@ def _measure(
         error=compared["accuracy"]["standard_error_points"],
         batch_1=_speed(timing[1]),
         batch_32=_speed(timing[32]),
+        off=converted["latency"]["off"],
         seconds=seconds,
         memory_mib=memory,
     )
@@ -194,14 +204,9 @@ def _twofold(*arguments: str, probe: Path) -> float:
 
 def _page(rows: list[Row]) -> str:
     here = machine()
-    names = [target.name for target in TARGETS]
+    order = {f"{target.name} {ask}": at for at, (target, ask) in enumerate(_all_asks())}
     rows = sorted(
-        rows,
-        key=lambda row: (
-            names.index(row.model) if row.model in names else len(names),
-            row.budget,
-            SOLVERS.index(row.solver),
-        ),
+        rows, key=lambda row: (order.get(f"{row.model} {row.budget}", len(order)), row.model)
     )
     lines = [
         "# Results",
@@ -213,26 +218,29 @@ def _page(rows: list[Row]) -> str:
         f"{here['versions']['onnxruntime']}, torch {here['versions']['torch']}.",
         "- Calibration: 2,000 unlabelled training images. Accuracy: top-1 on the validation images, with the",
         "  standard error of the paired difference. No number was swept on them, but the trials behind the",
-        "  main designs (the output metric, the price, the polish, the features; `docs/adr/0003`, `0004`)",
-        "  ran on ResNet-20 and VGG-16 with these images in sight.",
+        "  main designs (`docs/adr`) ran on ResNet-20 and VGG-16 with these images in sight.",
         "- Speed-up: ratio of the medians of interleaved runs, two threads, with its 95 % interval.",
+        "  Predicted: latency of the converted model as planned over as measured, less 1.",
         "  Seconds and memory: the whole program `twofold convert`.",
-        "- `admm` is Twofold's method (sparse + channel). `data-svd` (low rank in the metric of the data)",
-        "  and `svd` (of the weights) are baselines with the same shares of the budget.",
+        "- Side by side with other tools: [peers.md](peers.md).",
         "",
-        "| model | solver | budget | MACs ÷ | params ÷ | images | top-1 before | after | change | asked | "
-        "speed-up, batch 1 | batch 32 | seconds | peak MiB |",
+        "| model | asked for | MACs ÷ | params ÷ | images | top-1 before | after | change | allowed | "
+        "speed-up, batch 1 | batch 32 | predicted | seconds | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        asked = "–" if row.allowed is None or row.solver != "admm" else f"≥ −{row.allowed:g}"
+        allowed = "–" if row.allowed is None else f"≥ −{row.allowed:g}"
         lines.append(
-            f"| {row.model} | {row.solver} | {row.budget} | {row.macs:.2f} | {row.params:.2f} | "
-            f"{row.images:,} | {row.before:.2f} % | {row.after:.2f} % | "
-            f"{row.after - row.before:+.2f} ± {row.error:.2f} | {asked} | {row.batch_1} | {row.batch_32} | "
+            f"| {row.model} | `{row.budget}` | {row.macs:.2f} | {row.params:.2f} | {row.images:,} | "
+            f"{row.before:.2f} % | {row.after:.2f} % | {row.after - row.before:+.2f} ± {row.error:.2f} | "
+            f"{allowed} | {row.batch_1} | {row.batch_32} | {100 * row.off:+.0f} % | "
             f"{row.seconds:.0f} | {row.memory_mib:,.0f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _all_asks() -> list[tuple[Target, Ask]]:
+    return [(target, ask) for target in TARGETS for ask in target.asks]
 
 
 if __name__ == "__main__":

@@ -7,15 +7,20 @@ converted so far runs once more for each layer (`Recorder.inputs`), but only in 
 keeps the tensors of one cut through the graph, right before the layer, and the next layer starts
 from there. Where a cut is too large to keep, an older one is run forward instead, at worst the
 calibration set itself.
+
+Images can be recorded in parts, elsewhere: `Recorder.draw` says where the patches of all of them lie,
+`Recorder.part` gives a recorder of some of them that can be pickled, and the samples of parts join
+(`Sample.joined`) to the sample of the whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +30,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from converter.calibration.moments import Moments
 from converter.calibration.sets import CalibrationSet, Subset, padded
 from converter.config import CalibrationSettings, Runtime
 from converter.errors import CalibrationError
@@ -68,6 +74,21 @@ class Sample:
     target: Floats
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+
+    def joined(self, following: Sample) -> Sample:
+        """Return the sample of these images and those that follow; neither part is changed."""
+        moments = self._moments().joined(following._moments())
+        return Sample(
+            np.concatenate([self.positions, following.positions]),
+            self.out_shape,
+            np.concatenate([self.target, following.target]),
+            moments.mean,
+            moments.covariance,
+        )
+
+    def _moments(self) -> Moments:
+        count = len(self.target)
+        return Moments(count, self.mean, self.covariance * count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +144,20 @@ class _Geometry:
         return self.fold * math.prod(self.spatial)
 
 
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """Where the patches of a layer are sampled, before anything is recorded there."""
+
+    geometry: _Geometry
+    positions: NDArray[np.int64]  # (images, per)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the sample will hold."""
+        outputs = self.geometry.outputs
+        return self.positions.nbytes + 4 * self.positions.size * outputs + 8 * outputs**2
+
+
 class Recorder:
     """Records activations of a model on a calibration set, within a bound on memory.
 
@@ -168,6 +203,7 @@ class Recorder:
         self.notes: list[str] = []
         self._data = data
         self._images = len(data)
+        self._start = 0
         self._settings = settings
         self._runtime = runtime
         self._fixed = fixed_batch
@@ -175,8 +211,28 @@ class Recorder:
         self._cut: _Cut | None = None
         self._sample_bytes = 0
         self._peak = 0
-        self._patches: dict[str, int] = {}
+        self._draws: dict[str, _Draw] = {}
         self._cuts = {"stored": 0, "too_large": 0, "runs_from_start": 0}
+
+    @property
+    def data(self) -> CalibrationSet:
+        """The samples that are used."""
+        return self._data
+
+    @property
+    def batch(self) -> int:
+        """Images that run at once; `draw` may lower it."""
+        return self._batch
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that the model insists on; None where it takes any."""
+        return self._fixed
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bound on memory, in bytes."""
+        return self._settings.memory_mib * _MIB
 
     def originals(
         self,
@@ -211,28 +267,122 @@ class Recorder:
         """
         if not layers:
             return {}
+        self.draw(model, layers)
+        return self.answers(model, layers, progress)
+
+    def draw(self, model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
+        """Settle how many images run at once and where the patches of each layer are sampled.
+
+        The first image runs for the shapes. What is drawn depends on the seed, the order of the layers
+        and the number of an image, and not on how images are recorded afterwards.
+
+        Parameters
+        ----------
+        model : onnx.ModelProto
+            The model before any layer was replaced.
+        layers : sequence of Layer
+            All layers of it that can be converted.
+
+        Raises
+        ------
+        CalibrationError, ModelError
+            As `originals`.
+        """
         self._cut = None
-        wanted = [n for layer in layers for n in (layer.response, layer.shortcut) if n is not None]
-        names = [each.name for each in model_inputs(model)]
-        segment = _Segment(model, names, wanted, self._runtime)
-        geometries = self._measure(segment, layers)
+        segment = self._answering(model, layers)
+        probe, tensors = self._probe(segment)
+        geometries = [_geometry(layer, tensors[layer.response], probe.fed) for layer in layers]
         quota = self._quota(geometries)
-        recordings = [
-            _Recording(layer, geometry, self._draw(geometry, quota, index))
+        self._draws = {
+            layer.name: _Draw(geometry, self._positions(geometry, quota, index))
             for index, (layer, geometry) in enumerate(zip(layers, geometries, strict=True))
-        ]
-        first = 0
-        self._sample_bytes = sum(recording.nbytes for recording in recordings)
-        for index, batch in enumerate(self._batches(names, self._batch)):
+        }
+        self._sample_bytes = sum(draw.nbytes for draw in self._draws.values())
+        self._note_peak(0)
+
+    def part(self, data: CalibrationSet, start: int) -> Recorder:
+        """Return a recorder of consecutive images, with their places as they were drawn here.
+
+        It is for `answers` and `patches`, and can be pickled where `data` can.
+
+        Parameters
+        ----------
+        data : CalibrationSet
+            These images alone.
+        start : int
+            The number of the first of them, from 0.
+        """
+        settings = replace(self._settings, images=None, batch=self._batch)
+        part = Recorder(data, settings, self._runtime, fixed_batch=self._fixed)
+        part._start = start
+        part._draws = {
+            name: replace(draw, positions=draw.positions[start : start + len(data)])
+            for name, draw in self._draws.items()
+        }
+        return part
+
+    def threaded(self, threads: int) -> Recorder:
+        """Return the same recorder for a process with another number of threads."""
+        other = copy(self)
+        other._runtime = replace(self._runtime, threads=threads)
+        return other
+
+    def answers(
+        self,
+        model: onnx.ModelProto,
+        layers: Sequence[Layer],
+        progress: Advance | None = None,
+    ) -> dict[str, Sample]:
+        """Sample what the original model answers where `draw` said; else as `originals`."""
+        segment = self._answering(model, layers)
+        recordings = [_Recording(layer, self._draws[layer.name]) for layer in layers]
+        for index, first, batch in self._numbered(self._batches(segment.given, self._batch)):
             tensors = segment.run(batch.tensors)
             self._note_peak(_fresh_bytes(tensors, batch) + _bytes_of(batch.tensors))
             for recording in recordings:
                 recording.add(tensors, batch, first, index)
-            first += batch.count
             _advance(progress, batch.count)
-        samples = {recording.layer.name: recording.sample() for recording in recordings}
-        self._patches = {name: len(sample.target) for name, sample in samples.items()}
-        return samples
+        return {recording.layer.name: recording.sample() for recording in recordings}
+
+    def patches(
+        self, model: onnx.ModelProto, layers: Sequence[Layer]
+    ) -> Generator[tuple[str, NDArray[np.int64], Floats], None, None]:
+        """Give what layers read where `draw` said, piece by piece; nothing of it is kept here.
+
+        Parameters
+        ----------
+        model : onnx.ModelProto
+        layers : sequence of Layer
+            Some of those that were drawn for.
+
+        Yields
+        ------
+        name : str
+            Of the layer.
+        images : ndarray of shape (n,), int64
+            Number of the image in the whole set that each patch is of, ascending over all pieces.
+        patches : ndarray of shape (n, D), float32
+            Flattened as the weight is; at most 64 MiB.
+
+        Raises
+        ------
+        CalibrationError, ModelError
+            As `inputs`.
+        """
+        names = [each.name for each in model_inputs(model)]
+        segment = _Segment(model, names, [layer.input for layer in layers], self._runtime)
+        self._probe(segment)
+        for index, first, batch in self._numbered(self._batches(names, self._batch)):
+            tensors = segment.run(batch.tensors)
+            for layer in layers:
+                draw = self._draws[layer.name]
+                positions = draw.positions[first - self._start :][: batch.count]
+                images = np.repeat(np.arange(first, first + batch.count), positions.shape[1])
+                for part, patches in _chunks(
+                    layer, tensors[layer.input], positions, batch.fed, draw.geometry.out_shape
+                ):
+                    _require_finite(patches, layer, "input", index, first, batch.count)
+                    yield layer.name, images[part], patches
 
     def inputs(
         self,
@@ -275,8 +425,8 @@ class Recorder:
         frontier = _frontier(model.graph, layer)
         segment, cut = self._segment(model, frontier, patches.wanted)
         kept: list[_Held] = []
-        first, held, fits = 0, 0 if cut is None else cut.nbytes, False
-        for index, batch in enumerate(self._source(model, cut)):
+        held, fits = 0 if cut is None else cut.nbytes, False
+        for index, first, batch in self._numbered(self._source(model, cut)):
             tensors = segment.run(batch.tensors)
             given = _bytes_of(batch.tensors)
             self._note_peak(held + _fresh_bytes(tensors, batch) + (given if cut is None else 0))
@@ -290,7 +440,6 @@ class Recorder:
                 cut.batches[index] = _Held({}, 0, 0)
                 held -= given
             patches.add(tensors, batch, first, index)
-            first += batch.count
             _advance(progress, batch.count)
         self._cuts["stored" if fits else "too_large"] += 1
         self._cut = _Cut(frontier, kept, _provenance(model.graph, frontier)) if fits else cut
@@ -310,7 +459,7 @@ class Recorder:
         return {
             "images": self._images,
             "batch": self._batch,
-            "patches": dict(self._patches),
+            "patches": {name: draw.positions.size for name, draw in self._draws.items()},
             "memory_mib": self._settings.memory_mib,
             "peak_bytes": self._peak,
             "cuts": dict(self._cuts),
@@ -343,6 +492,19 @@ class Recorder:
                 "give a set that always gives the same ones"
             )
 
+    def _numbered(self, batches: Iterable[_Held]) -> Iterator[tuple[int, int, _Held]]:
+        """Give batches with their number and that of their first image, both in the whole set."""
+        first = self._start
+        for index, batch in enumerate(batches, self._start // self._batch):
+            yield index, first, batch
+            first += batch.count
+
+    def _answering(self, model: onnx.ModelProto, layers: Sequence[Layer]) -> _Segment:
+        """Open what computes the responses and shortcuts of layers."""
+        wanted = [n for layer in layers for n in (layer.response, layer.shortcut) if n is not None]
+        names = [each.name for each in model_inputs(model)]
+        return _Segment(model, names, wanted, self._runtime)
+
     def _segment(
         self, model: onnx.ModelProto, frontier: Sequence[str], wanted: Sequence[str]
     ) -> tuple[_Segment, _Cut | None]:
@@ -373,12 +535,11 @@ class Recorder:
     def _half(self) -> int:
         return self._settings.memory_mib * _MIB // 2
 
-    def _measure(self, segment: _Segment, layers: Sequence[Layer]) -> list[_Geometry]:
+    def _probe(self, segment: _Segment) -> tuple[_Held, Tensors]:
         """Run the first images for the shapes; settle a batch whose tensors fit into a quarter."""
         with closing(self._batches(segment.given, self._fixed or 1)) as batches:
             probe = next(batches)
         tensors = segment.run(probe.tensors)
-        geometries = [_geometry(layer, tensors[layer.response], probe.fed) for layer in layers]
         bound = self._half // 2
         fitting = max(1, bound * probe.fed // max(1, _bytes_of(tensors)))
         if self._fixed is None and fitting < self._batch:
@@ -387,7 +548,7 @@ class Recorder:
                 f"stay within {bound // _MIB} MiB"
             )
             self._batch = fitting
-        return geometries
+        return probe, tensors
 
     def _quota(self, geometries: Sequence[_Geometry]) -> int:
         """Return the most positions of an image that are sampled, the same for all layers."""
@@ -412,7 +573,7 @@ class Recorder:
             )
         return per
 
-    def _draw(self, geometry: _Geometry, quota: int, index: int) -> NDArray[np.int64]:
+    def _positions(self, geometry: _Geometry, quota: int, index: int) -> NDArray[np.int64]:
         """Draw positions of each image: one out of each of `per` parts of equal length."""
         per = min(geometry.positions, quota)
         edges = np.arange(per + 1, dtype=np.int64) * geometry.positions // per
@@ -463,20 +624,16 @@ class _Segment:
 class _Recording:
     """Gathers the sample of one layer, batch by batch."""
 
-    def __init__(self, layer: Layer, geometry: _Geometry, positions: NDArray[np.int64]) -> None:
+    def __init__(self, layer: Layer, draw: _Draw) -> None:
         self.layer = layer
-        self._geometry = geometry
-        self._positions = positions
-        self._target: Floats = np.empty((positions.size, geometry.outputs), np.float32)
-        self._moments = _Moments(geometry.outputs)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the sample holds."""
-        return self._positions.nbytes + self._target.nbytes + self._moments.scatter.nbytes
+        self._geometry = draw.geometry
+        self._positions = draw.positions
+        self._target: Floats = np.empty((draw.positions.size, draw.geometry.outputs), np.float32)
+        self._moments = Moments.none(draw.geometry.outputs)
+        self._done = 0
 
     def add(self, tensors: Tensors, batch: _Held, first: int, index: int) -> None:
-        """Take the positions of the images from `first` on out of the batch's tensors."""
+        """Take the positions of the next images, from number `first` on, out of the batch's tensors."""
         layer = self.layer
         response = tensors[layer.response]
         if _geometry(layer, response, batch.fed) != self._geometry:
@@ -484,7 +641,7 @@ class _Recording:
                 f"layer {layer.name!r} answers with other shapes in batch {index} than before; "
                 "give samples of one size, or leave the layer out of the conversion"
             )
-        positions = self._positions[first : first + batch.count]
+        positions = self._positions[self._done :][: batch.count]
         rows = _rows(layer.op, response, positions, batch.fed)
         _require_finite(rows, layer, "response", index, first, batch.count)
         self._moments.add(rows)
@@ -493,39 +650,13 @@ class _Recording:
             _require_finite(shortcut, layer, "shortcut", index, first, batch.count)
             rows = rows + shortcut
         per = positions.shape[1]
-        self._target[first * per : (first + batch.count) * per] = rows
+        self._target[self._done * per :][: len(rows)] = rows
+        self._done += batch.count
 
     def sample(self) -> Sample:
         """Return what was gathered."""
-        moments = self._moments
-        moments.scatter /= moments.count
-        return Sample(
-            self._positions, self._geometry.out_shape, self._target, moments.mean, moments.scatter
-        )
-
-
-class _Moments:
-    """Mean and scatter matrix of rows that come in parts.
-
-    Parts are merged as by Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances" (1979), which does not cancel where the mean is large.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.count = 0
-        self.mean: NDArray[np.float64] = np.zeros(size)
-        self.scatter: NDArray[np.float64] = np.zeros((size, size))
-
-    def add(self, rows: Floats) -> None:
-        values = rows.astype(np.float64)
-        mean = values.mean(axis=0)
-        values -= mean
-        total = self.count + len(values)
-        shift = mean - self.mean
-        self.scatter += values.T @ values
-        self.scatter += np.outer(shift, shift * (self.count * len(values) / total))
-        self.mean += shift * (len(values) / total)
-        self.count = total
+        mean, covariance = self._moments.mean, self._moments.covariance
+        return Sample(self._positions, self._geometry.out_shape, self._target, mean, covariance)
 
 
 class _Patches:
@@ -563,10 +694,8 @@ class _Patches:
         span = slice(first * per, (first + batch.count) * per)
         place = (layer, index, first, batch.count)
         features = self._out[span]
-        step = max(1, _CHUNK_BYTES // (4 * self._features))
-        for start in range(0, positions.size, step):
-            part = slice(start, start + step)
-            patches = self._gather(tensors[layer.input], positions, part, batch.fed)
+        out_shape = self._sample.out_shape
+        for part, patches in _chunks(layer, tensors[layer.input], positions, batch.fed, out_shape):
             _require_finite(patches, layer, "input", *place[1:])
             if self._basis is None:
                 features[part] = patches
@@ -580,25 +709,6 @@ class _Patches:
     def inputs(self) -> Inputs:
         """Return what was gathered."""
         return Inputs(self._out, self._offset)
-
-    def _gather(
-        self, tensor: NDArray[Any], positions: NDArray[np.int64], part: slice, fed: int
-    ) -> Floats:
-        """Return the patches of some of the positions of a batch, (rows, D)."""
-        if self._layer.op != "Conv":
-            return _rows(self._layer.op, tensor, positions, fed, part)
-        per = positions.shape[1]
-        flat = positions.reshape(-1)[part]
-        images = np.arange(part.start, part.start + len(flat)) // per
-        fold = len(tensor) // fed
-        patches = np.empty((len(flat), self._features), np.float32)
-        for image in range(images[0], images[-1] + 1):
-            low, high = np.searchsorted(images, (image, image + 1))
-            block = tensor[image * fold : (image + 1) * fold]
-            patches[low:high] = _conv_patches(
-                self._layer, block, flat[low:high], self._sample.out_shape
-            )
-        return patches
 
 
 # Tensors to rows -----------------------------------------------------------------------------
@@ -647,6 +757,45 @@ def _rows(
     flat = positions.reshape(-1)[part]
     rows: NDArray[Any] = blocks[images * fold + flat // size, :, flat % size]
     return rows
+
+
+def _chunks(
+    layer: Layer,
+    tensor: NDArray[Any],
+    positions: NDArray[np.int64],
+    fed: int,
+    out_shape: tuple[int, ...],
+) -> Iterator[tuple[slice, Floats]]:
+    """Give the patches at positions (images, per) of a batch, so many at once as fit into a chunk."""
+    assert layer.weight is not None, "listed layers that can be converted have a weight"
+    step = max(1, _CHUNK_BYTES // (4 * math.prod(layer.weight.shape[1:])))
+    for start in range(0, positions.size, step):
+        part = slice(start, min(start + step, positions.size))
+        yield part, _gather(layer, tensor, positions, part, fed, out_shape)
+
+
+def _gather(
+    layer: Layer,
+    tensor: NDArray[Any],
+    positions: NDArray[np.int64],
+    part: slice,
+    fed: int,
+    out_shape: tuple[int, ...],
+) -> Floats:
+    """Return the patches of some of the positions of a batch, (rows, D)."""
+    assert layer.weight is not None, "listed layers that can be converted have a weight"
+    if layer.op != "Conv":
+        return _rows(layer.op, tensor, positions, fed, part)
+    per = positions.shape[1]
+    flat = positions.reshape(-1)[part]
+    images = np.arange(part.start, part.stop) // per
+    fold = len(tensor) // fed
+    patches = np.empty((len(flat), math.prod(layer.weight.shape[1:])), np.float32)
+    for image in range(images[0], images[-1] + 1):
+        low, high = np.searchsorted(images, (image, image + 1))
+        block = tensor[image * fold : (image + 1) * fold]
+        patches[low:high] = _conv_patches(layer, block, flat[low:high], out_shape)
+    return patches
 
 
 def _conv_patches(

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -42,7 +42,7 @@ from converter.config import Runtime
 from converter.errors import ConfigError
 from converter.runtime import model_inputs, open_session, run
 
-__all__ = ["LayerCost", "ModelCost", "count_cost"]
+__all__ = ["LayerCost", "ModelCost", "count_cost", "tensor_shapes"]
 
 Shape: TypeAlias = tuple[int, ...]
 ShapeOf: TypeAlias = Callable[[str], "Shape | None"]
@@ -164,6 +164,25 @@ def count_cost(
         params=sum(_elements(root, census, shape_of) for root in sorted(census.used)),
         layers=layers,
     )
+
+
+def tensor_shapes(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    names: Sequence[str],
+    *,
+    label: str = "the model",
+) -> dict[str, tuple[int, ...]]:
+    """Run `model` once on `feeds` and return the shapes of some tensors of its main graph.
+
+    Raises
+    ------
+    ModelError, CalibrationError
+        Where onnxruntime refuses the model or the feeds.
+    """
+    inputs = {name: tuple(feed.shape) for name, feed in feeds.items() if name in names}
+    computed = list(dict.fromkeys(name for name in names if name not in inputs))
+    return {**inputs, **_measured_shapes(model, feeds, computed, label)}
 
 
 def _zeros(model_input: ModelInput, label: str) -> npt.NDArray[Any]:

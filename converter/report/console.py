@@ -28,14 +28,17 @@ from rich.text import Text
 from converter.progress import Advance
 
 if TYPE_CHECKING:
+    from converter.front import Front, FrontPoint
     from converter.inspection import Inspection
-    from converter.outcome import Conversion, LayerOutcome
-    from converter.validation import Latency, OutputComparison, Validation
+    from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
+    from converter.validation import Latency as Comparison
+    from converter.validation import OutputComparison, Validation
 
 __all__ = [
     "ConsoleProgress",
     "output_console",
     "print_conversion",
+    "print_front",
     "print_inspection",
     "print_message",
     "print_validation",
@@ -164,9 +167,12 @@ def print_conversion(
     for layer in conversion.layers:
         table.add_row(*_texts(_layer_cells(layer)))
     console.print(table)
+    if conversion.search is not None:
+        _print_search(console, conversion.search)
     _print_lines(
         console,
         [
+            *_latency_lines(conversion.latency),
             f"MACs        {_count(conversion.macs_before)} → {_count(conversion.macs_after)}"
             f"  (÷ {conversion.macs_reduction:.2f})",
             f"parameters  {_count(conversion.params_before)} → {_count(conversion.params_after)}"
@@ -191,13 +197,94 @@ def _layer_cells(layer: LayerOutcome) -> list[str]:
         layer.name,
         _shape(layer.shape),
         layer.scheme,
-        str(layer.rank) if layer.rank else "–",
+        "×".join(map(str, layer.ranks)) or "–",
         channels if len(layer.shape) > 1 else "–",
         _count(layer.macs_before),
         _count(layer.macs_after),
         "–" if layer.error is None else f"{100 * layer.error:.3g} %",
         (layer.reason or "") if kept else layer.status,
     ]
+
+
+def _latency_lines(latency: Latency | None) -> Iterator[str]:
+    if latency is None:
+        return
+    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
+    yield (
+        f"latency     {_ms(latency.original_ms)} → {_ms(latency.converted_ms)}"
+        f"  ({latency.speedup:.2f} times faster, {latency.low:.2f}–{latency.high:.2f}; "
+        f"batch {latency.batch}, {latency.provider}, {threads})"
+    )
+    yield f"predicted   {_ms(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
+
+
+def _print_search(console: Console, search: Search) -> None:
+    """Print the budgets that were tried for a tolerance."""
+    console.print()
+    table = _table(">tried", ">÷ MACs", ">speed-up", ">error, predicted", ">drop", "")
+    for probe in search.probes:
+        table.add_row(*_texts(_probe_cells(probe)))
+    console.print(table)
+    _print_lines(
+        console,
+        [
+            f"tolerance   {search.max_drop:g}, measured on {search.images}",
+            "",
+        ],
+    )
+
+
+def _probe_cells(probe: Probe) -> list[str]:
+    return [
+        f"{probe.asked:.2f}",
+        f"{probe.macs_reduction:.2f}",
+        _measured(probe.latency),
+        _effect(probe.effect),
+        str(probe.drop),
+        "within" if probe.within else "",
+    ]
+
+
+def print_front(front: Front, files: Sequence[Path] = (), console: Console | None = None) -> None:
+    """Print the best plans, what they gave where they were carried out, and where the files lie."""
+    console = console or output_console()
+    timed = (">ms", ">speed-up") if front.timed else ()
+    measured = (">measured", ">drop") if front.judged_on is not None else ()
+    table = _table(*timed, ">÷ MACs", ">÷ parameters", ">error, predicted", *measured)
+    for point in front.points:
+        cells = _front_cells(point)
+        table.add_row(*_texts(cells if measured else cells[: len(table.columns)]))
+    console.print(table)
+    lines = [
+        "error: squared error of the network's output, relative to its variance",
+        f"took        {sum(stage.seconds for stage in front.stages):.1f} s",
+    ]
+    if front.judged_on is not None:
+        lines.insert(1, f"drop        measured on {front.judged_on}")
+    _print_lines(console, lines)
+    _print_notes(console, front.notes)
+    _print_lines(console, [f"written     {path}" for path in files])
+
+
+def _front_cells(point: FrontPoint) -> list[str]:
+    cells = [
+        f"{point.macs_reduction:.2f}",
+        f"{point.params_reduction:.2f}",
+        _effect(point.effect),
+    ]
+    if point.ms is not None and point.speedup is not None:
+        cells = [_ms(point.ms).removesuffix(" ms"), f"{point.speedup:.2f}", *cells]
+    done = point.verified
+    if done is None:
+        return [*cells, "", ""]
+    shown = f"÷ {done.macs_reduction:.2f}" if done.latency is None else _measured(done.latency)
+    return [*cells, shown, str(done.drop)]
+
+
+def _measured(latency: Latency | None) -> str:
+    if latency is None:
+        return "–"
+    return f"{latency.speedup:.2f} ({latency.low:.2f}–{latency.high:.2f})"
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
@@ -291,7 +378,7 @@ def _comparison_rows(validation: Validation) -> Iterator[list[str]]:
         yield from _latency_row(latency)
 
 
-def _latency_row(latency: Latency) -> Iterator[list[str]]:
+def _latency_row(latency: Comparison) -> Iterator[list[str]]:
     original, converted, ratio = latency.original, latency.converted, latency.speedup
     if original is None or converted is None or ratio is None:
         return
@@ -351,6 +438,16 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 def _print_notes(console: Console, notes: Iterable[str]) -> None:
     _print_lines(console, [f"note: {note}" for note in notes])
+
+
+def _ms(milliseconds: float) -> str:
+    """Milliseconds with three digits, as measurements have."""
+    digits = 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
+    return f"{milliseconds:,.{digits}f} ms"
+
+
+def _effect(effect: float) -> str:
+    return f"{100 * effect:.2g} %"
 
 
 def _factor(reduction: float | None) -> str:

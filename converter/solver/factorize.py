@@ -17,7 +17,7 @@ from converter.solver.problem import Coordinates, Patches, Problem
 from converter.solver.prox import response_prox, truncate
 from converter.solver.solution import Iteration, Solution, Status
 
-__all__ = ["Allowance", "Structure", "data_svd", "plain_svd", "polish"]
+__all__ = ["Allowance", "Structure", "data_svd", "effects_of_rank", "plain_svd", "polish"]
 
 POLISH_PENALTY = 1.0
 POLISH_PATIENCE = 3
@@ -59,6 +59,30 @@ class Structure:
 
     support: tuple[int, ...]
     rank: int
+
+
+def effects_of_rank(covariance: Tensor, metric: Tensor) -> Tensor:
+    """Predict the output error that each rank of L leaves.
+
+    The r leading eigenvectors of Ω^½ C Ω^½ are what a rank-r L keeps; the rest of its trace is lost.
+
+    Parameters
+    ----------
+    covariance : Tensor of shape (N, N)
+        C, of the layer's response over patches.
+    metric : Tensor of shape (N, N)
+        Ω.
+
+    Returns
+    -------
+    Tensor of shape (N + 1,)
+        Entry r is the relative squared error of the network's output at rank r; the last is 0.
+    """
+    values, vectors = torch.linalg.eigh(metric)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    kept = torch.linalg.eigvalsh(root @ covariance @ root).flip(0).clamp_min(0)
+    tail = kept.flip(0).cumsum(0).flip(0)
+    return torch.cat([tail, tail.new_zeros(1)])
 
 
 def plain_svd(problem: Problem, rank: int) -> Solution:
@@ -262,8 +286,7 @@ def _solution(
     return Solution(
         support=problem.eligible[:0] if support is None else support,
         sparse=nothing if sparse is None else sparse,
-        down=down,
-        up=up,
+        factors=(down, up),
         bias=plain_bias,
         fitted=fitted,
         unseen=unseen if math.isfinite(unseen) else math.inf,

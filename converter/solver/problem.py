@@ -25,7 +25,7 @@ from converter.errors import SolverError
 from converter.solver.prox import activate
 from passes.activation import Activation
 
-__all__ = ["Coordinates", "Patches", "Problem"]
+__all__ = ["DAMPING", "Coordinates", "Patches", "Problem", "metric_roots"]
 
 DAMPING = 1e-2
 """Share of the mean variance that is added to every feature's; directions that the patches hardly
@@ -141,7 +141,7 @@ class Coordinates:
             )
         covariance.diagonal().add_(DAMPING * scale if scale > 0 else 1.0)
         self.root = torch.linalg.cholesky(covariance).to(features.dtype)
-        self.half, self.inverse_half = _metric_roots(problem)
+        self.half, self.inverse_half = metric_roots(problem.metric, problem.weight)
         self.seen = self._side(features, seen)
         self.unseen = self._side(problem.features[problem.unseen], problem.unseen)
         self.original = self.half @ (problem.feature_weight @ self.root)
@@ -181,14 +181,25 @@ class Coordinates:
         return rows
 
 
-def _metric_roots(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Ω^½ and its inverse, scaled so that the mean of Ω's diagonal is 1."""
-    rows = problem.weight.shape[0]
-    dtype, device = problem.weight.dtype, problem.weight.device
-    identity = torch.eye(rows, dtype=dtype, device=device)
-    if problem.metric is None:
+def metric_roots(metric: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Ω^½ and its inverse, scaled so that the mean of Ω's diagonal is 1.
+
+    Parameters
+    ----------
+    metric : Tensor of shape (N, N), float64, or None
+        Ω; None is the identity.
+    like : Tensor of shape (N, ...)
+        Gives N, dtype and device of the result.
+
+    Raises
+    ------
+    SolverError
+        Where Ω is not finite.
+    """
+    identity = torch.eye(len(like), dtype=like.dtype, device=like.device)
+    if metric is None:
         return identity, identity
-    metric = problem.metric.double()
+    metric = metric.double()
     mean = float(metric.diagonal().mean())
     if not torch.isfinite(metric).all():
         raise SolverError("a layer's output metric is not finite; look for NaN or infinite values")
@@ -198,4 +209,6 @@ def _metric_roots(problem: Problem) -> tuple[Tensor, Tensor]:
     metric.diagonal().add_(METRIC_FLOOR)
     values, vectors = torch.linalg.eigh(metric)
     root = values.clamp_min(METRIC_FLOOR / 2).sqrt()
-    return ((vectors * root) @ vectors.T).to(dtype), ((vectors / root) @ vectors.T).to(dtype)
+    return ((vectors * root) @ vectors.T).to(like.dtype), ((vectors / root) @ vectors.T).to(
+        like.dtype
+    )

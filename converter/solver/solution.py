@@ -33,7 +33,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Solution:
-    """One layer as S + L: y ≈ S x[support] + up (down x) + bias.
+    """One layer as S + L: y ≈ S x[support] + L x + bias.
 
     Attributes
     ----------
@@ -41,9 +41,9 @@ class Solution:
         Input channels that S keeps, sorted; empty without S.
     sparse : Tensor of shape (N, s · k)
         S on these channels; k is the number of kernel taps.
-    down : Tensor of shape (r, D)
-    up : Tensor of shape (N, r)
-        L = up · down; r is 0 without L.
+    factors : tuple of Tensor
+        L, the factor that reads the input first; what their shapes mean is up to the scheme. Of
+        `channel`: (r, D) and (N, r), whose product is L; r is 0 without L.
     bias : Tensor of shape (N,)
     fitted, unseen : float
         Relative squared error after the activation, in the problem's metric, on the patches of
@@ -56,8 +56,7 @@ class Solution:
 
     support: Tensor
     sparse: Tensor
-    down: Tensor
-    up: Tensor
+    factors: tuple[Tensor, ...]
     bias: Tensor
     fitted: float
     unseen: float
@@ -65,12 +64,27 @@ class Solution:
     history: tuple[Iteration, ...] = ()
 
     @property
+    def down(self) -> Tensor:
+        """The factor that reads the input."""
+        return self.factors[0]
+
+    @property
+    def up(self) -> Tensor:
+        """The factor that writes the response."""
+        return self.factors[-1]
+
+    @property
     def rank(self) -> int:
-        """Rank of L."""
-        return self.up.shape[1]
+        """First rank of L; 0 without L."""
+        return len(self.down)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of L: the width between each factor and the next; (0,) without L."""
+        return tuple(len(factor) for factor in self.factors[:-1])
 
     def weight(self, channels: int) -> Tensor:
-        """Return S + L as one matrix of shape (N, D), for `channels` input channels."""
+        """Return S + L of `channel` as one matrix of shape (N, D), for `channels` input channels."""
         total = self.up @ self.down
         blocks = total.view(len(total), channels, -1)
         blocks[:, self.support] += self.sparse.view(len(total), len(self.support), blocks.shape[2])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,14 @@ from passes.base import PassError, PassResult, run_passes
 from passes.exchange import export_model, import_graph
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
-from passes.split import Branches, Split
+from passes.split import Branches, Factor, Split
 
 Run = Callable[..., dict[str, np.ndarray]]
 Exact = Callable[..., Branches]
 Arrays = Mapping[str, np.ndarray]
 
 WAYS = ["sparse", "low rank", "parts", "overlap"]
+SCHEMES = ["channel", "spatial", "tucker"]
 
 
 def random(*shape: int, seed: int = 1) -> np.ndarray:
@@ -82,14 +84,32 @@ def assert_same(run: Run, model: onnx.ModelProto, changed: onnx.ModelProto) -> N
     assert np.abs(wanted - found).max() <= 2e-5 * scale
 
 
+def chain(
+    *weights: np.ndarray, axes: tuple[tuple[int, ...], ...] | None = None
+) -> tuple[Factor, ...]:
+    """Factors with these weights; without `axes`, the first has all the kernel."""
+    if axes is None:
+        axes = (tuple(range(weights[0].ndim - 2)), *[()] * (len(weights) - 1))
+    return tuple(Factor(weight, own) for weight, own in zip(weights, axes, strict=True))
+
+
+KERNEL = ((0, 3), (1, 5))
+"""Axes and lengths of a kernel for factors of any kind."""
+
+
+def names(model: onnx.ModelProto) -> list[str]:
+    return [node.name for node in model.graph.node]
+
+
 def ops(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_conv_is_replaced_exactly(run: Run, exact: Exact, data: st.DataObject) -> None:
-    kernel = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3), label="kernel")
+    small = st.lists(st.integers(1, 3), min_size=1, max_size=3)
+    kernel = data.draw(small | st.sampled_from([[1, 7], [7, 1], [5, 5], [5]]), label="kernel")
     axes = len(kernel)
 
     def each(strategy: st.SearchStrategy[int], count: int, label: str) -> list[int]:
@@ -110,27 +130,81 @@ def test_a_conv_is_replaced_exactly(run: Run, exact: Exact, data: st.DataObject)
     operands = "x, w"
     if data.draw(st.booleans(), label="bias"):
         operands, arrays["b"] = "x, w, b", random(outputs, seed=2)
+    sides = [13 if length > 3 else 7 for length in kernel]  # room for a dilated kernel
     model = build(
         f"h = Conv<{', '.join(attributes)}>({operands}) y = Relu(h)",
         arrays,
-        x=(2, channels, *[7] * axes),
+        x=(2, channels, *sides),
         opset=data.draw(st.sampled_from([7, 11, 17]), label="opset"),
         ir=data.draw(st.sampled_from([3, 8]), label="ir"),
     )
     way = data.draw(st.sampled_from(WAYS), label="way")
-    changed, _ = split(model, lambda layer: exact(layer, way))
+    scheme = data.draw(st.sampled_from(SCHEMES), label="scheme")
+    select = data.draw(st.sampled_from(["gather", "conv"]), label="select")
+    changed, _ = split(model, lambda layer: replace(exact(layer, way, scheme), select=select))
     assert_same(run, model, changed)
-    assert ("Gather" in ops(changed)) == (way in ("parts", "overlap") and channels > 1)
+    selects = way in ("parts", "overlap") and channels > 1
+    assert ("Gather" in ops(changed)) == (selects and select == "gather")
+    assert ("h/select" in names(changed)) == (selects and select == "conv")
     assert changed.graph.node[-2].output == ["h"]
     assert changed.graph.output == model.graph.output
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        ((), (0, 1), ()),
+        ((0,), (1,), ()),
+        ((1,), (0,), ()),
+        ((), (1,), (0,)),
+        ((0,), (), (1,)),
+        ((), (), (1, 0)),
+        ((), (0,), (), (1,)),
+    ],
+)
+@pytest.mark.parametrize("padding", ["pads = [0, 2, 3, 1], dilations = [2, 1]", "SAME_LOWER"])
+def test_any_factor_may_take_over_any_axis(
+    run: Run, axes: tuple[tuple[int, ...], ...], padding: str
+) -> None:
+    if padding.startswith("SAME"):
+        padding = f'auto_pad = "{padding}"'
+    widths = [5, *range(3, 2 + len(axes)), 4]
+    factors = chain(
+        *(
+            random(
+                widths[i + 1], widths[i], *(side if axis in own else 1 for axis, side in KERNEL)
+            ).astype(np.float64)
+            for i, own in enumerate(axes)
+        ),
+        axes=axes,
+    )
+    product = factors[0].weight
+    for factor in factors[1:]:
+        # The kernels broadcast: along each axis all but one of them have length 1.
+        product = (factor.weight[:, :, None] * product[None]).sum(1)
+    model = build(
+        f"h = Conv<strides = [3, 2], {padding}>(x, w, b) y = Relu(h)",
+        {"w": product.astype(np.float32), "b": random(4)},
+        x=(2, 5, 14, 13),
+    )
+    changed, _ = split(model, lambda layer: Branches(factors=factors, bias=layer.bias))
+    assert_same(run, model, changed)
+    assert ops(changed) == [*["Conv"] * len(axes), "Relu"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("opset", [7, 11, 17])
 @pytest.mark.parametrize("bias", [None, (), (1,), (6,), (1, 6)])
+@pytest.mark.parametrize("scheme", ["channel", "tucker"])
 @pytest.mark.parametrize("attributes", ["", "<transB = 1>", "<alpha = 0.5, beta = 2.0>"])
 def test_a_gemm_is_replaced_exactly(
-    run: Run, exact: Exact, way: str, opset: int, bias: tuple[int, ...] | None, attributes: str
+    run: Run,
+    exact: Exact,
+    way: str,
+    scheme: str,
+    opset: int,
+    bias: tuple[int, ...] | None,
+    attributes: str,
 ) -> None:
     if bias is None and opset < 11:
         opset = 11  # before it a Gemm has its bias
@@ -142,10 +216,11 @@ def test_a_gemm_is_replaced_exactly(
     model = build(
         f"h = Gemm{attributes}({operands}) y = Relu(h)", arrays, x=(4, 5), opset=opset, ir=ir
     )
-    changed, _ = split(model, lambda layer: exact(layer, way))
+    changed, _ = split(model, lambda layer: exact(layer, way, scheme))
     assert_same(run, model, changed)
+    factors = 3 if scheme == "tucker" else 2
     assert Counter(ops(changed)) == {
-        "Gemm": {"sparse": 1, "low rank": 2}.get(way, 3),
+        "Gemm": {"sparse": 1, "low rank": factors}.get(way, 1 + factors),
         "Relu": 1,
         **({"Gather": 1} if way in ("parts", "overlap") else {}),
     }
@@ -154,8 +229,9 @@ def test_a_gemm_is_replaced_exactly(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("x", [(4, 5), (2, 4, 5), (2, 3, 4, 5), (5,)])
 @pytest.mark.parametrize("bias", [None, (6,), (1,)])
+@pytest.mark.parametrize("scheme", ["channel", "tucker"])
 def test_a_matmul_is_replaced_exactly(
-    run: Run, exact: Exact, way: str, x: tuple[int, ...], bias: tuple[int, ...] | None
+    run: Run, exact: Exact, way: str, scheme: str, x: tuple[int, ...], bias: tuple[int, ...] | None
 ) -> None:
     arrays = {"w": random(5, 6)}
     body = "h = MatMul(x, w) y = Relu(h)"
@@ -163,7 +239,7 @@ def test_a_matmul_is_replaced_exactly(
         arrays["b"] = random(*bias, seed=2)
         body = "h = MatMul(x, w) k = Add(h, b) y = Relu(k)"
     model = build(body, arrays, x=x, opset=13)
-    changed, results = split(model, lambda layer: exact(layer, way))
+    changed, results = split(model, lambda layer: exact(layer, way, scheme))
     assert len(results) == 1
     assert_same(run, model, changed)
     assert changed.graph.node[-2].output == ["h" if bias is None else "k"]
@@ -171,10 +247,13 @@ def test_a_matmul_is_replaced_exactly(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_pointwise_conv_is_replaced_exactly(run: Run, exact: Exact, way: str) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_pointwise_conv_is_replaced_exactly(
+    run: Run, exact: Exact, way: str, scheme: str
+) -> None:
     body = "y = Conv<strides = [2, 2]>(x, w, b)"
     model = build(body, {"w": random(6, 5, 1, 1), "b": random(6)}, x=(2, 5, 7, 7))
-    changed, _ = split(model, lambda layer: exact(layer, way))
+    changed, _ = split(model, lambda layer: exact(layer, way, scheme))
     assert_same(run, model, changed)
 
 
@@ -203,7 +282,41 @@ def test_the_nodes_are_those_that_were_promised(exact: Exact) -> None:
         "conv1/up/weight",
     ]
     assert [(c.node, c.what) for c in results[0].changes] == [
-        ("conv1", "Conv became a sparse branch of 2 of 4 channels and a branch of rank 6")
+        ("conv1", "Conv became a sparse branch of 2 of 4 channels and factors of rank 6")
+    ]
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, object]:
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def test_each_factor_has_the_attributes_of_its_axes(exact: Exact) -> None:
+    body = "y = Conv<strides = [2, 3], pads = [1, 2, 3, 4], dilations = [2, 1]>(x, w)"
+    model = build(body, {"w": random(6, 4, 3, 5)}, x=(1, 4, 9, 9))
+    changed, _ = split(model, lambda layer: exact(layer, "low rank", "spatial"))
+    assert names(changed) == ["y/down", "y/up"]
+    down, up = (attributes_of(node) for node in changed.graph.node)
+    assert (down["kernel_shape"], up["kernel_shape"]) == ([3, 1], [1, 5])
+    assert (down["strides"], up["strides"]) == ([2, 1], [1, 3])
+    assert (down["pads"], up["pads"]) == ([1, 0, 3, 0], [0, 2, 0, 4])
+    assert (down["dilations"], up["dilations"]) == ([2, 1], [1, 1])
+
+
+def test_three_factors_and_a_selecting_conv_have_their_names(exact: Exact) -> None:
+    model = build("y = Conv(x, w, b)", {"w": random(6, 4, 3, 3), "b": random(6)}, x=(1, 4, 5, 5))
+    model.graph.node[0].name = "conv1"
+    changed, results = split(
+        model, lambda layer: replace(exact(layer, "parts", "tucker"), select="conv")
+    )
+    roles = ["select", "sparse", "in", "core", "out", "sum"]
+    assert names(changed) == [f"conv1/{role}" for role in roles]
+    assert [len(node.input) for node in changed.graph.node] == [2, 2, 2, 2, 3, 2]  # bias once
+    stored = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
+    one_hot = stored["conv1/select/weight"]
+    assert one_hot.shape == (2, 4, 1, 1)
+    assert (one_hot.sum(), one_hot.max()) == (2, 1)
+    assert [(c.node, c.what) for c in results[0].changes] == [
+        ("conv1", "Conv became a sparse branch of 2 of 4 channels and factors of rank 4×6")
     ]
 
 
@@ -257,8 +370,8 @@ def test_denormal_weights_become_zero() -> None:
     model = build("y = Conv(x, w)", {"w": random(4, 3, 1, 1)}, x=(1, 3, 4, 4))
     tiny = np.full((1, 3, 1, 1), 1e-40)
     tiny[0, 0] = 1e-37  # small, yet normal
-    up = np.array([[1e-50], [-1e-39], [1.0], [0.0]])
-    changed, _ = split(model, lambda _: Branches(down=tiny, up=up))
+    up = np.array([1e-50, -1e-39, 1.0, 0.0]).reshape(4, 1, 1, 1)
+    changed, _ = split(model, lambda _: Branches(factors=chain(tiny, up)))
     stored = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
     assert stored["y/down/weight"].dtype == np.float32
     np.testing.assert_array_equal(
@@ -267,19 +380,25 @@ def test_denormal_weights_become_zero() -> None:
     np.testing.assert_array_equal(stored["y/up/weight"].reshape(-1), [0, 0, 1, 0])
 
 
+def low_rank(*shapes: tuple[int, ...], **others: np.ndarray) -> Branches:
+    """Branches with factors of ones; the first has all the kernel."""
+    return Branches(factors=chain(*map(np.ones, shapes)), **others)
+
+
 def test_a_layer_that_cannot_be_converted_is_refused() -> None:
     model = build("y = Conv<group = 3>(x, w)", {"w": random(6, 1, 1, 1)}, x=(1, 3, 4, 4))
     layer = find_layers(import_graph(model))[0]
     with pytest.raises(ValueError, match="layer 'y' cannot be converted: it is a depthwise Conv"):
-        Split(layer, Branches(down=np.ones((1, 1, 1, 1)), up=np.ones((6, 1))))
+        Split(layer, Branches(factors=chain(np.ones((1, 1, 1, 1)), np.ones((6, 1, 1, 1)))))
 
 
 @pytest.mark.parametrize(
     ("branches", "message"),
     [
-        (Branches(down=np.ones((2, 5, 3, 3)), up=np.ones((4, 2))), "the factors of shapes"),
-        (Branches(down=np.ones((2, 3, 1, 1)), up=np.ones((4, 2))), "the factors of shapes"),
-        (Branches(down=np.ones((2, 3, 3, 3)), up=np.ones((5, 2))), "the factors of shapes"),
+        (low_rank((2, 5, 3, 3), (4, 2, 1, 1)), "the factors of shapes"),
+        (low_rank((2, 3, 1, 1), (4, 2, 1, 1)), "the factors of shapes"),
+        (low_rank((2, 3, 3, 3), (5, 2, 1, 1)), "the factors of shapes"),
+        (low_rank((2, 3, 3), (4, 2, 1)), "the factors of shapes"),
         (Branches(np.array([0, 3]), np.ones((4, 2, 3, 3))), "the sparse branch of shape"),
         (Branches(np.array([0, 1]), np.ones((4, 2, 1, 1))), "the sparse branch of shape"),
     ],
@@ -291,48 +410,83 @@ def test_branches_of_another_layer_are_refused(branches: Branches, message: str)
         Split(layer, branches)
 
 
+PAIR = chain(np.ones((2, 3)), np.ones((4, 2)))
+"""Factors of a matrix (4, 3)."""
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "neither branch is given"),
         ({"bias": np.ones(4)}, "neither branch is given"),
         ({"support": np.array([0])}, "needs both its support and its weight"),
-        ({"down": np.ones((2, 3))}, "needs both factors"),
+        ({"factors": chain(np.ones((2, 3)))}, "a single factor is no low-rank branch"),
         ({"support": np.array([0.0]), "sparse": np.ones((4, 1))}, "not a list of int64"),
         ({"support": np.array([], int), "sparse": np.ones((4, 0))}, "not a list of int64"),
         ({"support": np.array([1, 0]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([1, 1]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([-1, 1]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([0, 1]), "sparse": np.ones((4, 3))}, "does not fit a support"),
-        ({"down": np.ones((2, 3)), "up": np.ones((4, 3))}, "do not chain"),
-        ({"down": np.ones((0, 3)), "up": np.ones((4, 0))}, "do not chain"),
-        ({"down": np.ones((2, 3)), "up": np.ones((4, 2)), "bias": np.ones(5)}, "differ in their"),
-        ({"down": np.ones((2, 3)), "up": np.ones((4, 2)), "bias": np.ones((4, 1))}, "not a vector"),
-        ({"down": np.ones((2, 3)), "up": np.full((4, 2), np.nan)}, "not finite"),
-        ({"down": np.ones((2, 3)), "up": np.full((4, 2), 1e39)}, "not finite"),
-        ({"down": np.ones((2, 3), int), "up": np.ones((4, 2))}, "not a floating-point array"),
+        ({"factors": chain(np.ones((2, 3)), np.ones((4, 3)))}, "do not chain"),
+        ({"factors": chain(np.ones((2, 3)), np.ones((4, 2, 1)))}, "do not chain"),
         (
-            {
-                "support": np.array([0]),
-                "sparse": np.ones((4, 1, 3)),
-                "down": np.ones((2, 3, 1)),
-                "up": np.ones((4, 2)),
-            },
-            "the kernels",
+            {"factors": chain(np.ones((2, 3)), np.ones((2, 2)), np.ones((4, 3)))},
+            "shapes \\(2, 2\\) and \\(4, 3\\) do not chain",
+        ),
+        (
+            {"factors": chain(np.ones((2, 3, 3)), np.ones((4, 2, 1)), axes=((0,), (0,)))},
+            "take over the axes \\[0, 0\\], not each of 1 exactly once",
+        ),
+        (
+            {"factors": chain(np.ones((2, 3, 3, 1)), np.ones((4, 2, 1, 1)), axes=((0,), ()))},
+            "take over the axes \\[0\\], not each of 2 exactly once",
+        ),
+        ({"factors": PAIR, "bias": np.ones(5)}, "differ in their outputs"),
+        ({"factors": PAIR, "bias": np.ones((4, 1))}, "not a vector"),
+        ({"factors": PAIR, "bias": np.full(4, np.nan)}, "not finite"),
+        ({"factors": PAIR, "select": "conv"}, "nothing selects channels by 'conv' here"),
+        ({"factors": PAIR, "select": "slice"}, "nothing selects channels by 'slice' here"),
+        (
+            {"support": np.array([0]), "sparse": np.ones((4, 1, 3)), "factors": PAIR},
+            "differ in their kernels",
         ),
     ],
 )
 def test_branches_that_do_not_fit_together_are_refused(
-    given: dict[str, np.ndarray], message: str
+    given: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Branches(**given)
 
 
+@pytest.mark.parametrize(
+    ("weight", "axes", "message"),
+    [
+        (np.ones(3), (), "is not \\(out, in, \\*kernel\\)"),
+        (np.ones((0, 3)), (), "is not \\(out, in, \\*kernel\\)"),
+        (np.ones((2, 3)), (0,), "are not some of its 0 spatial axes"),
+        (np.ones((2, 3, 3)), (-1,), "are not some of its 1 spatial axes"),
+        (np.ones((2, 3, 3)), (0, 0), "are not some of its 1 spatial axes"),
+        (np.ones((2, 3, 1, 3)), (0,), "has a kernel along axis 1"),
+        (np.full((4, 2), np.nan), (), "not finite"),
+        (np.full((4, 2), 1e39), (), "not finite"),
+        (np.ones((2, 3), int), (), "not a floating-point array"),
+    ],
+)
+def test_a_factor_with_another_kernel_than_its_axes_is_refused(
+    weight: np.ndarray, axes: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Factor(weight, axes)
+
+
 def test_the_size_of_the_branches_is_told() -> None:
-    branches = Branches(np.array([0, 2]), np.ones((4, 2)), np.ones((3, 5)), np.ones((4, 3)))
-    assert (branches.kept, branches.rank) == (2, 3)
-    assert Branches(np.array([0, 2]), np.ones((4, 2))).rank == 0
+    support, sparse = np.array([0, 2]), np.ones((4, 2))
+    factors = chain(np.ones((3, 5)), np.ones((2, 3)), np.ones((4, 2)))
+    assert Branches(support, sparse, factors).kept == 2
+    assert Branches(support, sparse, factors).ranks == (3, 2)
+    assert Branches(support, sparse).ranks == ()
+    assert Branches(factors=factors).kept == 0
 
 
 def test_a_graph_without_the_layer_is_refused(exact: Exact) -> None:
@@ -379,6 +533,60 @@ on_x86 = pytest.mark.skipif(
 def test_onnxruntime_fuses_the_sum_and_the_activation_into_a_conv(
     tmp_path: Path, channels: int, outputs: int, kept: int, rank: int, activation: str
 ) -> None:
+    factors = chain(random(rank, channels, 3, 3), random(outputs, rank, 1, 1))
+    found = optimised_between_convs(tmp_path, factors, activation, kept)
+    assert set(found) <= {"Conv", "FusedConv", "Gather", "ReorderInput", "ReorderOutput"}
+    assert found["Conv"] + found["FusedConv"] == (5 if kept else 4)
+    assert found["Gather"] == (0 < kept < channels)
+
+
+@on_x86
+@pytest.mark.parametrize(
+    ("scheme", "kept", "ranks"),
+    [
+        ("spatial", 16, (16,)),
+        ("spatial", 16, (30,)),  # the last factor outside of the blocked layout
+        ("spatial", 30, (16,)),  # S outside of it
+        ("spatial", 30, (30,)),  # both
+        ("spatial", 0, (30,)),
+        ("tucker", 16, (16, 32)),
+        ("tucker", 16, (30, 16)),  # the middle factor outside of it: it takes no sum
+        ("tucker", 16, (16, 30)),
+        ("tucker", 30, (30, 16)),
+        ("tucker", 0, (16, 32)),
+    ],
+)
+def test_onnxruntime_fuses_the_sum_behind_any_chain(
+    tmp_path: Path, scheme: str, kept: int, ranks: tuple[int, ...]
+) -> None:
+    if scheme == "spatial":
+        weights = (random(*ranks, 64, 3, 1), random(64, *ranks, 1, 3))
+        factors = chain(*weights, axes=((0,), (1,)))
+    else:
+        first, second = ranks
+        weights = (random(first, 64, 1, 1), random(second, first, 3, 3), random(64, second, 1, 1))
+        factors = chain(*weights, axes=((), (0, 1), ()))
+    found = optimised_between_convs(tmp_path, factors, "Relu", kept)
+    assert set(found) <= {"Conv", "FusedConv", "Gather", "ReorderInput", "ReorderOutput"}
+    assert found["Conv"] + found["FusedConv"] == 2 + len(factors) + (kept > 0)
+
+
+@on_x86
+def test_a_selecting_conv_stays_in_the_blocked_layout(tmp_path: Path) -> None:
+    factors = chain(random(16, 64, 3, 3), random(64, 16, 1, 1))
+    counts = {
+        select: optimised_between_convs(tmp_path, factors, "Relu", 32, select)
+        for select in ("gather", "conv")
+    }
+    assert counts["gather"] == {"Conv": 5, "Gather": 1, "ReorderInput": 1, "ReorderOutput": 2}
+    assert counts["conv"] == {"Conv": 6, "ReorderOutput": 1}  # that of the model's output
+
+
+def optimised_between_convs(
+    folder: Path, factors: tuple[Factor, ...], activation: str, kept: int, select: str = "gather"
+) -> Counter[str]:
+    """Operators that onnxruntime leaves of Conv, split 3×3 Conv, activation, Conv."""
+    channels, outputs = factors[0].weight.shape[1], len(factors[-1].weight)
     arrays = {
         "v": random(channels, 3, 3, 3),
         "w": random(outputs, channels, 3, 3),
@@ -392,17 +600,14 @@ def test_onnxruntime_fuses_the_sum_and_the_activation_into_a_conv(
     branches = Branches(
         support=np.arange(kept) if kept else None,
         sparse=random(outputs, kept, 3, 3) if kept else None,
-        down=random(rank, channels, 3, 3),
-        up=random(outputs, rank),
+        factors=factors,
         bias=layer.bias,
+        select=select,
     )
     Split(layer, branches)(graph)
     changed = export_model(graph, model)
     assert {activation, *(["Add"] if kept else [])} <= set(ops(changed))
-    found = Counter(ops(optimised(changed, tmp_path)))
-    assert set(found) <= {"Conv", "FusedConv", "Gather", "ReorderInput", "ReorderOutput"}
-    assert found["Conv"] + found["FusedConv"] == (5 if kept else 4)
-    assert found["Gather"] == (0 < kept < channels)
+    return Counter(ops(optimised(changed, folder)))
 
 
 def test_onnxruntime_fuses_relu_into_the_last_gemm(tmp_path: Path, exact: Exact) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from passes.expose import expose
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
-from passes.split import Branches, Split
+from passes.split import Branches, Factor, Split
 
 ONE_THREAD = Runtime(threads=1)
 
@@ -135,11 +137,12 @@ def half(layer: Layer, seed: int = 0) -> Branches:
     """Branches that are far from the layer's weight: a rank of 2."""
     assert layer.weight is not None
     outputs, *patch = layer.weight.shape
-    return Branches(
-        down=0.3 * normal(2, *patch, seed=seed),
-        up=0.3 * normal(outputs, 2, seed=seed + 1),
-        bias=layer.bias,
+    axes = len(patch) - 1
+    factors = (
+        Factor(0.3 * normal(2, *patch, seed=seed), tuple(range(axes))),
+        Factor(0.3 * normal(outputs, 2, *[1] * axes, seed=seed + 1)),
     )
+    return Branches(factors=factors, bias=layer.bias)
 
 
 def split(model: onnx.ModelProto, layer: Layer, seed: int = 0) -> onnx.ModelProto:
@@ -858,6 +861,57 @@ def test_what_does_not_fit_the_layer() -> None:
         recorder.inputs(split(model, layers[0]), layers[0], samples["conv0"])
     with pytest.raises(ValueError, match="a basis of shape"):
         recorder.inputs(model, layers[0], samples["conv0"], normal(3, 17))
+
+
+# Parts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_parts_recorded_elsewhere_join_to_the_whole(size: int) -> None:
+    model = residual()
+    layers = list(layers_of(model).values())
+    x = normal(20, 3, 8, 8)
+    whole = Recorder(Stacks(x=x), CalibrationSettings(batch=4, patches=256), ONE_THREAD)
+    samples = whole.originals(model, layers)
+    drawn = Recorder(Stacks(x=x), CalibrationSettings(batch=4, patches=256), ONE_THREAD)
+    drawn.draw(model, layers)
+
+    parts = []
+    for start in range(0, 20, size):
+        part = drawn.part(Stacks(x=x[start : start + size]), start)
+        parts.append(pickle.loads(pickle.dumps(part)).threaded(1))  # noqa: S301 - made here
+    answered = [part.answers(model, layers) for part in parts]
+    read: dict[str, list[tuple[Any, ...]]] = {layer.name: [] for layer in layers}
+    for part in parts:
+        for name, *piece in part.patches(model, layers):
+            read[name].append(tuple(piece))
+
+    for layer in layers:
+        sample = samples[layer.name]
+        joined = reduce(Sample.joined, [each[layer.name] for each in answered])
+        np.testing.assert_array_equal(joined.positions, sample.positions)
+        assert joined.out_shape == sample.out_shape
+        assert_close(joined.target, sample.target)
+        assert_close(joined.mean, sample.mean)
+        assert_close(joined.covariance, sample.covariance)
+        images, patches = (np.concatenate(each) for each in zip(*read[layer.name], strict=True))
+        np.testing.assert_array_equal(images, np.repeat(np.arange(20), sample.positions.shape[1]))
+        assert_close(patches, whole.inputs(model, layer, sample).features)
+    assert drawn.describe()["patches"] == whole.describe()["patches"]
+
+
+def test_a_part_names_samples_by_their_number_in_the_whole() -> None:
+    model = chain(1)
+    layers = list(layers_of(model).values())
+    x = normal(12, 2, 4, 4)
+    drawn = Recorder(Stacks(x=x), CalibrationSettings(batch=3), ONE_THREAD)
+    drawn.draw(model, layers)
+    x[10] = np.nan
+    part = drawn.part(Stacks(x=x[6:]), 6)
+    with pytest.raises(CalibrationError, match=r"response of .* in batch 3 .*samples 9 to 11"):
+        part.answers(model, layers)
+    with pytest.raises(CalibrationError, match=r"input of .* in batch 3 .*samples 9 to 11"):
+        list(part.patches(model, layers))
 
 
 # A trained network ---------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from converter.solver import problem as problem_module
-from converter.solver.factorize import Allowance, Structure, data_svd, plain_svd, polish
+from converter.solver.factorize import (
+    Allowance,
+    Structure,
+    data_svd,
+    effects_of_rank,
+    plain_svd,
+    polish,
+)
 from converter.solver.problem import Coordinates, Problem
 from converter.solver.prox import activate
 from converter.solver.solution import Solution
@@ -158,6 +165,54 @@ def test_a_rank_beside_a_support_is_paid_for(
     step = 1 if rank < 15 else block
     if rank + step <= most:
         assert (rank + step + 1) * rank_cost + support * channel_cost > total * (1 - 1e-6)
+
+
+# Effects of a rank
+
+
+def effects(covariance: Matrix, metric: Matrix) -> Matrix:
+    return effects_of_rank(torch.from_numpy(covariance), torch.from_numpy(metric)).numpy()
+
+
+def test_effects_are_those_of_the_best_projection() -> None:
+    rng = np.random.default_rng(3)
+    half, other = rng.normal(size=(5, 9)), rng.normal(size=(5, 5))
+    covariance, metric = half @ half.T / 9, other @ other.T
+    found = effects(covariance, metric)
+    assert found.shape == (6,)
+    assert found[0] == pytest.approx(np.trace(metric @ covariance))
+    assert found[-1] == 0
+    assert (np.diff(found) <= 0).all()
+    # brute force: the data in the metric's own coordinates, cut by an SVD
+    root = np.linalg.cholesky(metric)
+    values = np.linalg.svd(root.T @ half / 3, compute_uv=False)
+    wanted = [float((values[rank:] ** 2).sum()) for rank in range(6)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_no_projection_of_the_rank_leaves_less() -> None:
+    rng = np.random.default_rng(4)
+    half, other = rng.normal(size=(4, 7)), rng.normal(size=(4, 4))
+    covariance, metric = half @ half.T / 7, other @ other.T
+    found = effects(covariance, metric)
+    for rank in range(1, 4):
+        for _ in range(200):
+            basis = rng.normal(size=(4, rank))
+            # the best fit within this column space, in the metric
+            inside = basis @ np.linalg.solve(basis.T @ metric @ basis, basis.T @ metric)
+            rest = np.eye(4) - inside
+            left = np.trace(metric @ rest @ covariance @ rest.T)
+            assert left >= found[rank] * (1 - 1e-9)
+
+
+def test_a_metric_without_some_directions_forgives_them() -> None:
+    found = effects(np.diag([4.0, 1.0, 100.0]), np.diag([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(found, [5, 1, 0, 0], atol=1e-12)
+
+
+def test_round_off_below_zero_is_no_effect() -> None:
+    found = effects(np.diag([1.0, -1e-17]), np.diag([1.0, -1e-17]))
+    np.testing.assert_allclose(found, [1, 0, 0], atol=1e-15)
 
 
 # Plain SVD

@@ -1,0 +1,126 @@
+"""A plan that was carried out: fitted, put together, and timed; nothing is written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from converter.config import SolverSettings
+from converter.outcome import Latency, LayerOutcome
+from converter.pace import Paced, never_slower
+from converter.planner.choice import Choice
+from converter.planner.cost import ModelCost, count_cost
+from converter.preparation import Clock, Prepared
+from converter.progress import Progress
+from converter.realisation import realise, unchanged
+from passes.base import PassResult
+
+__all__ = ["Attempt", "attempt"]
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What a plan has come to.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+        The finished model; the original where nothing made it faster.
+    cost : ModelCost
+        Of `model`.
+    replaced : int
+        Layers that are replaced in it.
+    layers : tuple of LayerOutcome
+    passes : tuple of PassResult
+        What replaced and reordered nodes.
+    latency : Latency or None
+        None where nothing is timed.
+    notes : tuple of str
+        What a reader must know of layers that were put back.
+    """
+
+    model: onnx.ModelProto
+    cost: ModelCost
+    replaced: int
+    layers: tuple[LayerOutcome, ...]
+    passes: tuple[PassResult, ...]
+    latency: Latency | None
+    notes: tuple[str, ...]
+
+
+def attempt(
+    prepared: Prepared,
+    paced: Paced | None,
+    choice: Choice,
+    solver: SolverSettings,
+    progress: Progress,
+    clock: Clock,
+    *,
+    trade: bool,
+) -> Attempt:
+    """Fit a plan, and put layers back that do not pay.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    paced : Paced or None
+        None times nothing, and then nothing is put back.
+    choice : Choice
+        The plan.
+    solver : SolverSettings
+    progress : Progress
+    clock : Clock
+        Gets the seconds of each stage.
+    trade : bool
+        Whether the ADMM may trade ranks for channels of S.
+
+    Raises
+    ------
+    SolverError
+        Where a fit becomes non-finite.
+    """
+    # in graph order, each layer on what the converted ones before it deliver
+    with clock.stage("fit layers"):
+        realised = realise(prepared, choice.chosen, solver, progress, trade=trade)
+    model: onnx.ModelProto | None = realised.model
+    left, latency, layers = realised.branches, None, realised.layers
+
+    # against the original; layers that do not pay are put back
+    if paced is not None:
+        with clock.stage("time the result"):
+            model, left, latency = never_slower(
+                prepared, paced, choice.chosen, realised.branches, realised.model
+            )
+        back = realised.branches.keys() - left.keys()
+        layers = tuple(_put_back(each, prepared) if each.name in back else each for each in layers)
+    result = prepared.source if model is None else model
+    return Attempt(
+        model=result,
+        cost=count_cost(result, prepared.sample, label="the converted model"),
+        replaced=len(left),
+        layers=layers,
+        passes=realised.passes,
+        latency=latency,
+        notes=_verdict(realised.branches, left),
+    )
+
+
+def _put_back(layer: LayerOutcome, prepared: Prepared) -> LayerOutcome:
+    original = next(each for each in prepared.layers if each.name == layer.name)
+    return unchanged(original, prepared, "put back: the replacement did not make the model faster")
+
+
+def _verdict(branches: Mapping[str, object], left: Mapping[str, object]) -> tuple[str, ...]:
+    if branches and not left:
+        return (
+            "no plan within this budget made the model faster than the original on this machine, so "
+            "the original was written as it is",
+        )
+    if len(left) < len(branches):
+        return (
+            f"{len(branches) - len(left)} layers were put back, since the model was slower with "
+            "their replacements; the budget may be missed for that",
+        )
+    return ()

@@ -1,0 +1,150 @@
+"""What a converted model has lost, on images that no layer was fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from converter.calibration.sets import (
+    CalibrationSet,
+    DataReader,
+    ModelInput,
+    Subset,
+    open_calibration_set,
+)
+from converter.config import Preprocessing, Runtime
+from converter.errors import CalibrationError
+from converter.outcome import Drop
+from converter.progress import Progress
+from converter.validation import Validation, validate
+
+__all__ = ["HELD_BACK_EVERY", "Evaluation", "drop_of", "measure_drop", "set_apart"]
+
+HELD_BACK_EVERY = 5
+"""Without images to validate on, every fifth one of the calibration set is kept from the fits."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where the images to validate on come from.
+
+    Attributes
+    ----------
+    source : Path, DataReader, CalibrationSet or None, default None
+        As for `open_calibration_set`; None holds back every fifth calibration image.
+    labels : bool, default False
+        Whether its subfolders are classes.
+    """
+
+    source: Path | DataReader | CalibrationSet | None = None
+    labels: bool = False
+
+
+class _Rest(Subset):
+    """All samples of a set but those that `Subset` takes."""
+
+    def __init__(self, whole: CalibrationSet, images: int) -> None:
+        super().__init__(whole, images)
+        taken = set(self._chosen)
+        self._chosen = [row for row in range(len(whole)) if row not in taken]
+
+
+def set_apart(
+    data: CalibrationSet,
+    evaluation: Evaluation,
+    inputs: Sequence[ModelInput],
+    preprocessing: Preprocessing,
+) -> tuple[CalibrationSet, CalibrationSet]:
+    """Give the images to fit on, and those to judge on; the same ones every time.
+
+    Parameters
+    ----------
+    data : CalibrationSet
+        All calibration images.
+    evaluation : Evaluation
+    inputs : sequence of ModelInput
+        What the model takes.
+    preprocessing : Preprocessing
+
+    Raises
+    ------
+    CalibrationError
+        Where the images to validate on cannot be read or do not fit the model, or where there are too
+        few calibration images to hold some back.
+    """
+    if evaluation.source is not None:
+        return data, open_calibration_set(
+            evaluation.source, inputs, preprocessing, labels=evaluation.labels
+        )
+    count = len(data) // HELD_BACK_EVERY
+    if count < 1:
+        raise CalibrationError(
+            f"{data.describe()} are too few to hold every fifth one back for validation; "
+            "give more, or others with --val"
+        )
+    return _Rest(data, count), Subset(data, count)
+
+
+def measure_drop(
+    original: onnx.ModelProto,
+    converted: onnx.ModelProto,
+    data: CalibrationSet,
+    runtime: Runtime,
+    *,
+    batch: int,
+    progress: Progress,
+) -> Drop:
+    """Run both models on the same images, and say what the converted one has lost.
+
+    Parameters
+    ----------
+    original, converted : onnx.ModelProto
+    data : CalibrationSet
+        With labels for accuracy.
+    runtime : Runtime
+    batch : int
+        Images that run at once; a model with a fixed batch overrides it.
+    progress : Progress
+
+    Raises
+    ------
+    ValidationError, ModelError, CalibrationError, ConfigError
+        As `converter.validation.validate`.
+    """
+    with progress.stage("compare with the original", len(data)) as advance:
+        seen = 0
+
+        def count(done: int, total: int) -> None:
+            nonlocal seen
+            del total
+            advance(done - seen)
+            seen = done
+
+        return drop_of(
+            validate(
+                original, converted, data, runtime, batch=batch, time_batches=(), progress=count
+            )
+        )
+
+
+def drop_of(validation: Validation) -> Drop:
+    """Read the drop off a comparison: accuracy before agreement, agreement before output error."""
+    finite = validation.finite
+    if validation.accuracy is not None:
+        accuracy = validation.accuracy
+        points = accuracy.drop_points if finite else math.inf
+        return Drop("accuracy", points, accuracy.standard_error_points, accuracy.images)
+    count = validation.images
+    if validation.agreement is not None:
+        other = 1.0 - validation.agreement.top1
+        error = 100.0 * math.sqrt(other * (1.0 - other) / count)
+        return Drop("agreement", 100.0 * other if finite else math.inf, error, count)
+    errors = [each.relative_l2 for each in validation.outputs]
+    known = [math.inf if error is None else error for error in errors]
+    return Drop(
+        "output error", 100.0 * max(known, default=0.0) if finite else math.inf, None, count
+    )

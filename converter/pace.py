@@ -1,0 +1,309 @@
+"""Milliseconds in a plan: candidates get theirs, plans are tried, and no result is slower.
+
+A plan is tried before anything is fitted: with random weights it takes the same time. Where it misses
+what was asked, the limit of the next one moves by as much. The finished model is timed again, in turns
+with the original, and layers that do not pay are put back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.calibration.sets import fixed_batch
+from converter.config import Budget, Target
+from converter.errors import ConfigError
+from converter.fitting import branches_of_form
+from converter.latency import Speedup, Timing, measure_latency, speedup
+from converter.outcome import Latency
+from converter.planner.choice import Choice, Limit, choose
+from converter.planner.measurements import Measurements
+from converter.planner.milliseconds import LatencyModel, Point, measure_layers
+from converter.preparation import Prepared
+from converter.progress import Progress
+from converter.realisation import rewritten
+from converter.runtime import model_inputs
+from converter.schemes import KEEP, Candidate
+from passes.split import Branches
+
+__all__ = ["Paced", "never_slower", "pace", "plan", "time_against"]
+
+POINTS = 4
+"""Forms of each family that are measured; two where S stands beside L."""
+TRIALS = 5
+MARGIN = 0.02
+"""A plan must be so much faster than asked, so that it still is when it is measured again."""
+NOT_SLOWER = 1.05
+"""Speed-up that is planned for where none was asked for; a model close to 1 might read slower."""
+TRIAL_SECONDS = 0.6
+FINAL_SECONDS = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Paced:
+    """Candidates with their milliseconds on the target.
+
+    Attributes
+    ----------
+    target : Target
+    feeds : dict of str to ndarray
+        One batch.
+    model : LatencyModel
+    candidates : dict of str to tuple of Candidate
+        By layer; forms whose time could not be measured are left out.
+    """
+
+    target: Target
+    feeds: dict[str, NDArray[Any]]
+    model: LatencyModel
+    candidates: dict[str, tuple[Candidate, ...]]
+
+    def predicted_ms(self, chosen: Mapping[str, Candidate]) -> float:
+        """Milliseconds of the whole model with these forms."""
+        return self.model.rest_ms + sum(each.ms or 0.0 for each in chosen.values())
+
+
+def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Progress) -> Paced:
+    """Measure what the candidates take on the target.
+
+    Raises
+    ------
+    ConfigError
+        Where the model's own batch is another one.
+    """
+    feeds = _feeds(prepared, target)
+    points = {name: _points(each) for name, each in prepared.candidates.items()}
+    model = measure_layers(
+        prepared.original,
+        prepared.convertible,
+        points,
+        lambda layer, form: branches_of_form(prepared.geometries[layer.name], form),
+        feeds,
+        target,
+        cache,
+        progress=progress,
+    )
+    candidates = {}
+    for name, each in prepared.candidates.items():
+        timed = [
+            dataclasses.replace(one, ms=model.layer_ms(name, one.form, one.macs)) for one in each
+        ]
+        kept = dataclasses.replace(timed[0], ms=timed[0].ms or 0.0)
+        candidates[name] = (kept, *(one for one in timed[1:] if one.ms is not None))
+    return Paced(target, feeds, model, candidates)
+
+
+def _feeds(prepared: Prepared, target: Target) -> dict[str, NDArray[Any]]:
+    """One batch for the target, made of the first sample."""
+    fixed = fixed_batch(model_inputs(prepared.original))
+    if fixed is not None and fixed != target.batch:
+        raise ConfigError(
+            f"{prepared.path} takes batches of {fixed} only, and {target.batch} was asked for; "
+            f"give --batch {fixed}, or export the model with a free batch"
+        )
+    return {
+        name: np.resize(feed, (target.batch, *feed.shape[1:])) if feed.ndim else feed
+        for name, feed in prepared.sample.items()
+    }
+
+
+def _points(candidates: Sequence[Candidate]) -> list[Point]:
+    """Forms that are measured: of each family some from the cheapest to the dearest."""
+    points: list[Point] = []
+    ordered = sorted(candidates, key=lambda each: (each.form.family, each.macs))
+    for family, members in itertools.groupby(ordered, key=lambda each: each.form.family):
+        forms = list(members)
+        if family == KEEP.family:
+            continue
+        wanted = 2 if forms[0].form.support and forms[0].form.ranks else POINTS
+        picked = np.unique(np.linspace(0, len(forms) - 1, wanted).round().astype(int))
+        points += [(forms[index].form, forms[index].macs) for index in picked]
+    return points
+
+
+def plan(prepared: Prepared, paced: Paced | None, budget: Budget) -> Choice:
+    """Choose a form for each layer within the budget.
+
+    With milliseconds the choice is tried, with random weights, and made again where it misses what was
+    asked. Where no speed-up was asked for, the plan must still not be slower than the original; only
+    where no such plan meets the budget, that is given up, and `never_slower` has the last word.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    paced : Paced or None
+        None plans without milliseconds.
+    budget : Budget
+
+    Raises
+    ------
+    ConfigError
+        Where the budget is out of reach.
+    """
+    limits = _limits(prepared, budget)
+    if paced is None:
+        return choose(prepared.candidates, limits)
+    original_ms = paced.model.original_ms
+    wanted = NOT_SLOWER
+    typed = ""
+    if budget.speedup is not None:
+        wanted, typed = budget.speedup, f"--speedup {budget.speedup:g}"
+    elif budget.latency_ms is not None:
+        measured = time_against(prepared.original, {}, paced, TRIAL_SECONDS)[0]["original"]
+        wanted, typed = (
+            measured.median_ms / budget.latency_ms,
+            f"--latency-ms {budget.latency_ms:g}",
+        )
+    aim = wanted * (1 + MARGIN if typed else 1.0)
+    asked = aim
+    best: Choice | None = None
+    for _ in range(TRIALS):
+        rest = paced.model.rest_ms
+        within = Limit(
+            unit="ms",
+            most=original_ms / asked - rest,
+            before=original_ms - rest if budget.latency_ms is None else None,
+            option=typed or "no slower than the original",
+            rest=rest,
+        )
+        try:
+            choice = choose(paced.candidates, [*limits, within])
+        except ConfigError:
+            if typed and best is None:
+                raise
+            break
+        found = _tried(prepared, paced, choice).ratio
+        best = choice
+        if aim <= found:
+            break
+        asked *= 1.005 * aim / found
+    if best is not None:
+        return best
+    return choose(paced.candidates, limits)
+
+
+def _limits(prepared: Prepared, budget: Budget) -> list[Limit]:
+    """What the convertible layers may cost, so that the whole model meets the factors asked for."""
+    kept = [each[0] for each in prepared.candidates.values()]
+    macs, params = sum(each.macs for each in kept), sum(each.params for each in kept)
+    limits = []
+    if budget.macs is not None:
+        rest = prepared.cost.macs - macs
+        most = prepared.cost.macs / budget.macs - rest
+        limits.append(Limit("macs", most, macs, f"--macs {budget.macs:g}", rest))
+    if budget.params is not None:
+        rest = prepared.cost.params - params
+        most = prepared.cost.params / budget.params - rest
+        limits.append(Limit("params", most, params, f"--params {budget.params:g}", rest))
+    return limits
+
+
+def _tried(prepared: Prepared, paced: Paced, choice: Choice) -> Speedup:
+    """Time a plan with random weights against the original."""
+    branches = {
+        name: branches_of_form(prepared.geometries[name], each.form)
+        for name, each in choice.chosen.items()
+        if each.form != KEEP
+    }
+    if not branches:
+        return Speedup(1.0, 1.0, 1.0)
+    models = {"plan": rewritten(prepared, branches)}
+    return time_against(prepared.original, models, paced, TRIAL_SECONDS)[1]["plan"]
+
+
+def time_against(
+    original: onnx.ModelProto, models: Mapping[str, onnx.ModelProto], paced: Paced, seconds: float
+) -> tuple[dict[str, Timing], dict[str, Speedup]]:
+    """Time models in turns with the original; also how much faster each is."""
+    timings = measure_latency(
+        {"original": original, **models}, paced.feeds, paced.target.runtime, seconds=seconds
+    )
+    return timings, {name: speedup(timings["original"], timings[name]) for name in models}
+
+
+def never_slower(
+    prepared: Prepared,
+    paced: Paced,
+    chosen: Mapping[str, Candidate],
+    branches: Mapping[str, Branches],
+    model: onnx.ModelProto,
+) -> tuple[onnx.ModelProto | None, dict[str, Branches], Latency]:
+    """Time the finished model, and put layers back until it is no slower than the original.
+
+    First those go that the measurements say do not pay, then, half of the rest at a time, those that
+    gain least.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    paced : Paced
+    chosen : mapping of str to Candidate
+        The plan.
+    branches : mapping of str to Branches
+        What its layers became.
+    model : onnx.ModelProto
+        The finished model.
+
+    Returns
+    -------
+    tuple of (onnx.ModelProto or None, dict of str to Branches, Latency)
+        The model that is no slower (None where only the original is), what is replaced in it, and how
+        it was timed.
+    """
+    gains = {name: _gain(paced, name, chosen[name]) for name in branches}
+    left = dict(branches)
+    while left:
+        timings, speedups = time_against(
+            prepared.source, {"converted": model}, paced, FINAL_SECONDS
+        )
+        if speedups["converted"].ratio >= 1.0:
+            forms = {
+                name: chosen[name] if name in left else each[0]
+                for name, each in paced.candidates.items()
+            }
+            return model, left, _latency(paced, timings, speedups["converted"], forms)
+        paying = {name: each for name, each in left.items() if gains[name] > 0}
+        if len(paying) == len(left):
+            order = sorted(left, key=lambda name: gains[name], reverse=True)
+            paying = {name: left[name] for name in order[: len(order) // 2]}
+        left = paying
+        if left:
+            model = rewritten(prepared, left)
+    timings, speedups = time_against(
+        prepared.source, {"converted": prepared.source}, paced, TRIAL_SECONDS
+    )
+    forms = {name: each[0] for name, each in paced.candidates.items()}
+    return None, {}, _latency(paced, timings, Speedup(1.0, 1.0, 1.0), forms)
+
+
+def _gain(paced: Paced, name: str, candidate: Candidate) -> float:
+    """Milliseconds that a form saves in its layer."""
+    kept = paced.candidates[name][0].ms or 0.0
+    return kept - (candidate.ms if candidate.ms is not None else kept)
+
+
+def _latency(
+    paced: Paced,
+    timings: Mapping[str, Timing],
+    gained: Speedup,
+    forms: Mapping[str, Candidate],
+) -> Latency:
+    return Latency(
+        provider=paced.target.runtime.provider,
+        threads=paced.target.runtime.thread_count,
+        batch=paced.target.batch,
+        original_ms=timings["original"].median_ms,
+        converted_ms=timings["converted"].median_ms,
+        speedup=gained.ratio,
+        low=gained.low,
+        high=gained.high,
+        predicted_original_ms=paced.model.original_ms,
+        predicted_ms=paced.predicted_ms(forms),
+    )

@@ -1,0 +1,139 @@
+"""Where the original is recorded and the forms of its layers are predicted: here, or somewhere larger."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.calibration.record import Inputs, Recorder, Sample
+from converter.config import SolverSettings
+from converter.fitting import Task, predict, task_of, wants_patches
+from converter.progress import Advance
+from converter.schemes import Candidate, Geometry
+from passes.layers import Layer
+
+__all__ = ["Asked", "Here", "Place"]
+
+WAITING = 2
+"""Layers whose patches are held while an executor predicts earlier ones, beside those it works on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A layer whose forms are to be predicted, and what is known of it beside its patches.
+
+    Attributes
+    ----------
+    layer : Layer
+    geometry : Geometry
+    sample : Sample
+        What the original answers.
+    metric : ndarray of shape (N, N), float64
+        Ω of the response.
+    solver : SolverSettings
+    """
+
+    layer: Layer
+    geometry: Geometry
+    sample: Sample
+    metric: NDArray[np.float64]
+    solver: SolverSettings
+
+    @property
+    def wants_patches(self) -> bool:
+        """Whether any of its forms is predicted from its patches."""
+        return wants_patches(self.geometry, self.solver.schemes)
+
+    def task(self, inputs: Inputs | None) -> Task:
+        """Make the task of predicting it, from these patches."""
+        return task_of(self.layer, self.geometry, self.sample, self.metric, inputs, self.solver)
+
+
+class Place(ABC):
+    """Where the work that does not depend on the budget is done."""
+
+    @abstractmethod
+    def originals(
+        self,
+        recorder: Recorder,
+        model: onnx.ModelProto,
+        layers: Sequence[Layer],
+        advance: Advance,
+    ) -> dict[str, Sample]:
+        """Sample what the original answers, as `Recorder.originals`."""
+
+    @abstractmethod
+    def predicted(
+        self, recorder: Recorder, model: onnx.ModelProto, asked: Iterable[Asked]
+    ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+        """Give the name of each layer and what it may become, in the order in which they are asked.
+
+        Parameters
+        ----------
+        recorder : Recorder
+            Which has sampled the original, in `originals`.
+        model : onnx.ModelProto
+            The original.
+        asked : iterable of Asked
+            Gone through as the place gets on with them.
+
+        Raises
+        ------
+        CalibrationError, ModelError, SolverError
+            As `Recorder.inputs` and `predict`.
+        """
+
+
+class Here(Place):
+    """The machine at hand: layers are recorded one after the other, and predicted as they come.
+
+    Parameters
+    ----------
+    executor : Executor or None, default None
+        Where layers are predicted; None does it in this thread.
+    """
+
+    def __init__(self, executor: Executor | None = None) -> None:
+        self._executor = executor
+
+    def originals(
+        self,
+        recorder: Recorder,
+        model: onnx.ModelProto,
+        layers: Sequence[Layer],
+        advance: Advance,
+    ) -> dict[str, Sample]:
+        """Sample what the original answers, as `Recorder.originals`."""
+        return recorder.originals(model, layers, advance)
+
+    def predicted(
+        self, recorder: Recorder, model: onnx.ModelProto, asked: Iterable[Asked]
+    ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+        """Record and predict layers; few of them wait at a time, since each holds patches."""
+        tasks = (_recorded(recorder, model, each) for each in asked)
+        if self._executor is None:
+            for task in tasks:
+                yield task.name, predict(task)
+            return
+        waiting: list[tuple[str, Future[tuple[Candidate, ...]]]] = []
+        most = WAITING + getattr(self._executor, "_max_workers", 1)
+        for task in tasks:
+            waiting.append((task.name, self._executor.submit(predict, task)))
+            if len(waiting) >= most:
+                name, future = waiting.pop(0)
+                yield name, future.result()
+        for name, future in waiting:
+            yield name, future.result()
+
+
+def _recorded(recorder: Recorder, model: onnx.ModelProto, asked: Asked) -> Task:
+    """Record the patches of a layer, where they are wanted, for its task."""
+    if not asked.wants_patches:
+        return asked.task(None)
+    return asked.task(recorder.inputs(model, asked.layer, asked.sample))

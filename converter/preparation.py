@@ -1,0 +1,293 @@
+"""Everything about a model that does not depend on the budget: recorded once, planned with often."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from converter.calibration.record import Recorder, Sample
+from converter.calibration.blend import Blended, can_blend
+from converter.calibration.sets import CalibrationSet, Subset, fixed_batch, padded
+from converter.config import CalibrationSettings, Runtime, SolverSettings
+from converter.differentiable import UnsupportedOperatorError
+from converter.errors import CalibrationError, ModelError
+from converter.fitting import geometry_of
+from converter.model_file import load_model
+from converter.outcome import Stage
+from converter.place import Asked, Here, Place
+from converter.planner.cost import ModelCost, count_cost, tensor_shapes
+from converter.progress import Progress
+from converter.runtime import model_inputs
+from converter.schemes import Candidate, Geometry
+from converter.sensitivity import FlatOutputError, output_metrics
+from passes.base import PassError, PassResult, run_passes
+from passes.exchange import export_model, import_graph
+from passes.fold_batchnorm import FoldBatchNorm
+from passes.layers import Layer, find_layers
+from passes.normalise import normalising
+
+__all__ = ["Clock", "Prepared", "normalised", "one_sample", "prepare"]
+
+METRIC_IMAGES = 512
+METRIC_WORK = 1e12
+"""Effects are measured on so many images at most, and on fewer where a network is large: all of them
+together take about five times this number of multiply-accumulates, and at least 64 images are taken."""
+
+
+@dataclass
+class Clock:
+    """Seconds of each stage, in order; a stage that comes again adds to its time."""
+
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        started = time.monotonic()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Everything timed so far."""
+        return tuple(Stage(name, seconds) for name, seconds in self._seconds.items())
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A model, what was recorded of it, and what each layer may become.
+
+    Attributes
+    ----------
+    path : Path
+    source : onnx.ModelProto
+        The model as it was read.
+    original : onnx.ModelProto
+        The same, normalised and with BatchNormalization folded.
+    passes : tuple of PassResult
+        What that changed.
+    data : CalibrationSet
+    sample : dict of str to ndarray
+        Feeds of one sample, or of one whole batch where the model fixes it.
+    layers : tuple of Layer
+        All of them; those that can be converted have no `reason`.
+    cost : ModelCost
+        Of `original`.
+    recorder : Recorder
+    samples : dict of str to Sample
+    metrics : dict of str to ndarray of shape (N, N)
+        Ω of each convertible layer.
+    geometries : dict of str to Geometry
+    candidates : dict of str to tuple of Candidate
+        By layer: the layer as it is, then everything else it may become.
+    notes : tuple of str
+    """
+
+    path: Path
+    source: onnx.ModelProto
+    original: onnx.ModelProto
+    passes: tuple[PassResult, ...]
+    data: CalibrationSet
+    sample: dict[str, NDArray[Any]]
+    layers: tuple[Layer, ...]
+    cost: ModelCost
+    recorder: Recorder
+    samples: dict[str, Sample]
+    metrics: dict[str, NDArray[np.float64]]
+    geometries: dict[str, Geometry]
+    candidates: dict[str, tuple[Candidate, ...]]
+    notes: tuple[str, ...]
+
+    @property
+    def convertible(self) -> tuple[Layer, ...]:
+        """The layers that can be converted."""
+        return tuple(layer for layer in self.layers if layer.reason is None)
+
+
+def prepare(
+    model: Path,
+    data: CalibrationSet,
+    source: onnx.ModelProto,
+    *,
+    calibration: CalibrationSettings,
+    solver: SolverSettings,
+    runtime: Runtime,
+    progress: Progress,
+    clock: Clock,
+    executor: Executor | None = None,
+) -> Prepared:
+    """Record the original and predict what each layer may become.
+
+    Parameters
+    ----------
+    model : Path
+        Where `source` came from, for messages.
+    data : CalibrationSet
+    source : onnx.ModelProto
+    calibration, solver, runtime
+        Settings.
+    progress : Progress
+    clock : Clock
+        Gets the seconds of each stage.
+    executor : Executor or None, default None
+        Where layers are predicted, and recorded too where it is a `Place`, as a cluster is; None does it
+        here, one after the other.
+
+    Raises
+    ------
+    ModelError, CalibrationError, SolverError
+        As `converter.convert`.
+    """
+    place = executor if isinstance(executor, Place) else Here(executor)
+
+    if calibration.images is not None and calibration.images < len(data):
+        data = Subset(data, calibration.images)
+    if calibration.blend and can_blend(data):
+        data = Blended(data, calibration.seed)
+    calibration = dataclasses.replace(calibration, images=None)
+
+    # names of tensors stay, so that what is found now stays true while layers are replaced
+    with clock.stage("normalise"):
+        graph, passes = normalised(source, model)
+        layers = find_layers(graph)
+        convertible = [layer for layer in layers if layer.reason is None]
+        _require_convertible(layers, model)
+        original = export_model(graph, source)
+        inputs = model_inputs(original, label=str(model))
+        sample = one_sample(data, inputs)
+        cost = count_cost(original, sample, label=str(model))
+
+    # targets: what the original answers, before anything changes
+    with (
+        clock.stage("record the original"),
+        progress.stage("record the original", len(data)) as advance,
+    ):
+        recorder = Recorder(data, calibration, runtime, fixed_batch=fixed_batch(inputs))
+        samples = place.originals(recorder, original, convertible, advance)
+
+    # what an error of each layer does to the network's output
+    with clock.stage("measure effects"):
+        metrics, notes = _metrics(
+            original, convertible, data, calibration, solver, samples, cost.macs, progress
+        )
+
+    # candidates are predicted once, on what the original delivers
+    with clock.stage("predict forms"), progress.stage("predict forms", len(convertible)) as advance:
+        shapes = tensor_shapes(original, sample, [layer.input for layer in convertible])
+        geometries = {
+            layer.name: geometry_of(
+                layer, _spatial(layer, shapes[layer.input]), samples[layer.name].out_shape
+            )
+            for layer in convertible
+        }
+
+        def asked() -> Iterator[Asked]:
+            for layer in convertible:
+                name = layer.name
+                advance(0, name)
+                yield Asked(layer, geometries[name], samples[name], metrics[name], solver)
+
+        candidates = {}
+        for name, found in place.predicted(recorder, original, asked()):
+            candidates[name] = found
+            advance(1)
+
+    return Prepared(
+        path=model,
+        source=source,
+        original=original,
+        passes=passes,
+        data=data,
+        sample=sample,
+        layers=layers,
+        cost=cost,
+        recorder=recorder,
+        samples=samples,
+        metrics=metrics,
+        geometries=geometries,
+        candidates={layer.name: candidates[layer.name] for layer in convertible},
+        notes=notes,
+    )
+
+
+def normalised(source: onnx.ModelProto, path: Path) -> tuple[gs.Graph, tuple[PassResult, ...]]:
+    """Import a model and bring it into the form that layers are found in; the same every time."""
+    try:
+        graph = import_graph(source)
+        return graph, run_passes(graph, [*normalising(), FoldBatchNorm()])
+    except PassError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def one_sample(data: CalibrationSet, inputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
+    """Give the feeds of one sample, or of one whole batch where the model fixes it."""
+    batch = next(iter(data.batches(fixed_batch(inputs) or 1)), None)
+    if batch is None:
+        raise CalibrationError("the calibration set has no images; name a folder that has some")
+    size = fixed_batch(inputs)
+    return dict((padded(batch, size) if size else batch).feeds)
+
+
+def _spatial(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of a layer's input that its geometry speaks of."""
+    return shape[2:] if layer.op == "Conv" else shape[1:-1]
+
+
+def _require_convertible(layers: Sequence[Layer], path: Path) -> None:
+    if not layers:
+        raise ModelError(f"{path} has no Conv, Gemm or MatMul, so there is nothing to convert")
+    if all(layer.reason for layer in layers):
+        raise ModelError(
+            f"{path} has no layer that can be converted: {layers[0].name}: {layers[0].reason}; "
+            f"`twofold inspect` lists all {len(layers)}"
+        )
+
+
+def _metrics(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    data: CalibrationSet,
+    calibration: CalibrationSettings,
+    solver: SolverSettings,
+    samples: Mapping[str, Sample],
+    macs: int,
+    progress: Progress,
+) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
+    """Output metric Ω of each layer; where the graph cannot be differentiated, its own relative error."""
+    responses = {layer.response: 1 if layer.op == "Conv" else -1 for layer in layers}
+    try:
+        measured = output_metrics(
+            model,
+            responses,
+            data,
+            images=min(METRIC_IMAGES, max(64, int(METRIC_WORK / max(macs, 1))), max(len(data), 2)),
+            batch=calibration.batch,
+            memory_mib=calibration.memory_mib,
+            seed=calibration.seed,
+            device=solver.device,
+            progress=progress,
+        )
+    except (UnsupportedOperatorError, FlatOutputError) as error:
+        note = f"the effect on the output could not be measured, every layer counts alike: {error}"
+        return {layer.name: _relative(samples[layer.name]) for layer in layers}, (note,)
+    notes = tuple(
+        f"output {name} was left out of the effects: {why}"
+        for name, why in measured.left_out.items()
+    )
+    return {layer.name: measured.metric[layer.response] for layer in layers}, notes
+
+
+def _relative(sample: Sample) -> NDArray[np.float64]:
+    """Build the metric in which a layer's error counts relative to its own response."""
+    total = float(np.trace(sample.covariance))
+    return np.eye(len(sample.covariance)) / (total if total > 0 else 1.0)

@@ -1,0 +1,181 @@
+"""A chosen plan becomes a model: layers are fitted in the order of the graph and replaced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from converter.config import SolverSettings
+from converter.fitting import branches_of, fit
+from converter.outcome import LayerOutcome
+from converter.planner.cost import ModelCost
+from converter.preparation import Prepared, normalised
+from converter.progress import Progress
+from converter.schemes import KEEP, Candidate, Form, Geometry, cost_of
+from converter.solver.solution import Solution
+from passes.base import PassResult, run_passes
+from passes.exchange import export_model
+from passes.layers import Layer
+from passes.reorder_sums import ReorderSums
+from passes.split import Branches, Split
+
+__all__ = ["Realised", "realise", "rewritten", "unchanged"]
+
+
+@dataclass(frozen=True, eq=False)
+class Realised:
+    """A plan that was carried out.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+    layers : tuple of LayerOutcome
+        In graph order, the kept ones too.
+    passes : tuple of PassResult
+        What replaced and reordered nodes.
+    branches : dict of str to Branches
+        What each replaced layer became, so that some of them can be put back without a new fit.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[LayerOutcome, ...]
+    passes: tuple[PassResult, ...]
+    branches: dict[str, Branches]
+
+
+def realise(
+    prepared: Prepared,
+    chosen: Mapping[str, Candidate],
+    solver: SolverSettings,
+    progress: Progress,
+    *,
+    trade: bool,
+) -> Realised:
+    """Fit the chosen forms in graph order, each on what the converted layers before it deliver.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    chosen : mapping of str to Candidate
+        By the name of each convertible layer.
+    solver : SolverSettings
+    progress : Progress
+    trade : bool
+        Whether the ADMM may trade ranks for channels of S.
+    """
+    graph, _ = normalised(prepared.source, prepared.path)
+    current = prepared.original
+    results: tuple[PassResult, ...] = ()
+    outcomes: dict[str, LayerOutcome] = {}
+    replaced: dict[str, Branches] = {}
+    waiting = [layer for layer in prepared.convertible if chosen[layer.name].form != KEEP]
+    with progress.stage("fit layers", len(waiting)) as advance:
+        for layer in waiting:
+            advance(0, layer.name)
+            started = time.monotonic()
+            candidate, geometry = chosen[layer.name], prepared.geometries[layer.name]
+            sample = prepared.samples[layer.name]
+            fitted = fit(
+                layer,
+                geometry,
+                sample,
+                prepared.recorder.inputs(current, layer, sample),
+                prepared.metrics[layer.name],
+                candidate.form,
+                solver,
+                trade=trade,
+            )
+            replaced[layer.name] = branches_of(geometry, candidate.form, fitted)
+            results += run_passes(graph, [Split(layer, replaced[layer.name])])
+            current = export_model(graph, prepared.source)
+            outcomes[layer.name] = _outcome(
+                layer, geometry, candidate, fitted, time.monotonic() - started
+            )
+            advance(1)
+    results += run_passes(graph, [ReorderSums()])
+    return Realised(
+        model=export_model(graph, prepared.source),
+        layers=tuple(
+            outcomes.get(layer.name) or unchanged(layer, prepared) for layer in prepared.layers
+        ),
+        passes=results,
+        branches=replaced,
+    )
+
+
+def rewritten(prepared: Prepared, branches: Mapping[str, Branches]) -> onnx.ModelProto:
+    """Give the model in which the named layers are replaced by branches that are there already."""
+    graph, _ = normalised(prepared.source, prepared.path)
+    splits = [
+        Split(layer, branches[layer.name])
+        for layer in prepared.convertible
+        if layer.name in branches
+    ]
+    run_passes(graph, [*splits, ReorderSums()])
+    return export_model(graph, prepared.source)
+
+
+def _outcome(
+    layer: Layer, geometry: Geometry, candidate: Candidate, solution: Solution, seconds: float
+) -> LayerOutcome:
+    form = Form(
+        candidate.form.scheme if solution.rank else "sparse",
+        solution.ranks if solution.rank else (),
+        len(solution.support),
+    )
+    before, after = cost_of(geometry, KEEP), cost_of(geometry, form)
+    return LayerOutcome(
+        name=layer.name,
+        op=layer.op,
+        shape=(geometry.outputs, geometry.channels, *geometry.kernel),
+        activation=str(layer.activation),
+        scheme=form.family,
+        ranks=form.ranks,
+        support=form.support,
+        macs_before=round(before[0]),
+        macs_after=round(after[0]),
+        params_before=round(before[1]),
+        params_after=round(after[1]),
+        error=solution.unseen,
+        effect=candidate.effect,
+        status=solution.status,
+        iterations=len(solution.history),
+        seconds=seconds,
+        trace=solution.history,
+    )
+
+
+def unchanged(layer: Layer, prepared: Prepared, reason: str | None = None) -> LayerOutcome:
+    """Say of a layer that it stays as it is, and why."""
+    candidates = prepared.candidates.get(layer.name)
+    if layer.reason is not None or candidates is None:
+        macs, params = _listed(layer, prepared.cost)
+        reason = layer.reason
+    else:
+        macs, params = round(candidates[0].macs), round(candidates[0].params)
+        cheaper = len(candidates) > 1
+        reason = reason or (
+            "the budget is met more cheaply elsewhere" if cheaper else "no form of it is cheaper"
+        )
+    return LayerOutcome(
+        name=layer.name,
+        op=layer.op,
+        shape=() if layer.weight is None else tuple(layer.weight.shape),
+        activation=str(layer.activation),
+        scheme="kept",
+        ranks=(),
+        support=0,
+        macs_before=macs,
+        macs_after=macs,
+        params_before=params,
+        params_after=params,
+        reason=reason,
+    )
+
+
+def _listed(layer: Layer, cost: ModelCost) -> tuple[int, int]:
+    found = next((each for each in cost.layers if each.name == layer.name), None)
+    return (0, 0) if found is None else (found.macs or 0, found.params)

@@ -1,0 +1,98 @@
+"""`channel`, the paper's own scheme: Conv kh×kw from C to r channels, then Conv 1×1 from r to N.
+
+L = up · down of rank r over whole patches (arXiv:1807.10119); r(D + N) weights. In the metric of the data
+and of the output its best fit is a truncated SVD, so every rank is predicted in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.schemes.base import Effort, Evidence, block_of, usable_ranks
+from converter.schemes.form import Form, Geometry
+from passes.split import Factor
+
+if TYPE_CHECKING:
+    from converter.solver.problem import Problem
+    from converter.solver.solution import Solution
+
+__all__ = ["Channel"]
+
+
+class Channel:
+    """A Conv with the layer's own kernel, then a 1×1 Conv; two Gemms for a Gemm or MatMul."""
+
+    name = "channel"
+    whole_patches = False
+
+    def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
+        """All usable ranks that save weights."""
+        each = geometry.outputs + geometry.columns
+        most = (geometry.outputs * geometry.columns - 1) // each
+        return [(rank,) for rank in usable_ranks(geometry, most)]
+
+    def anchors(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
+        """All: the closed form costs nothing."""
+        return self.ranks(geometry)
+
+    def cost(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[float, float]:
+        """r(D + N) weights, each used at every position of the response."""
+        weights = float(ranks[0] * (geometry.outputs + geometry.columns))
+        return weights * geometry.positions, weights
+
+    def effects(
+        self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
+    ) -> list[float]:
+        """Sum the eigenvalues of Ω^½ C Ω^½ that truncation cuts off; with S, fit on the patches."""
+        if support:
+            import torch
+
+            from converter.solver.shared import Groups, effects_of_shared
+
+            assert evidence.moments is not None, "forms with S are offered where patches are whole"
+            groups = Groups(torch.arange(geometry.columns)[None].to(evidence.weight.device))
+            return effects_of_shared(
+                evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
+            )
+        from converter.solver.factorize import effects_of_rank
+
+        tail = effects_of_rank(evidence.covariance, evidence.metric)
+        return [float(tail[rank[0]]) for rank in ranks]
+
+    def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
+        """Run the ADMM, which decides which channels S keeps, then polish; polish alone without S."""
+        from converter.solver.admm import Admm
+        from converter.solver.factorize import Allowance, Structure, polish
+        from converter.solver.problem import Coordinates
+
+        if form.support == 0 and not effort.trade:
+            return polish(Coordinates(problem), Structure((), form.ranks[0]), effort.rounds)
+        per_rank = float(geometry.outputs + geometry.columns)
+        per_channel = float(geometry.outputs * geometry.taps)
+        allowance = Allowance(
+            total=form.ranks[0] * per_rank + form.support * per_channel,
+            rank_cost=per_rank,
+            channel_cost=per_channel,
+            block=block_of(geometry),
+        )
+        return Admm(iterations=effort.iterations, rounds=effort.rounds).solve(problem, allowance)
+
+    def shapes(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Shapes of down (r, D) and up (N, r)."""
+        return (ranks[0], geometry.columns), (geometry.outputs, ranks[0])
+
+    def subgraph(
+        self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
+    ) -> tuple[Factor, ...]:
+        """Conv kh×kw with the layer's strides and pads, then Conv 1×1."""
+        down, up = factors
+        axes = tuple(range(len(geometry.kernel)))
+        ones = [1] * len(geometry.kernel)
+        return (
+            Factor(down.reshape(len(down), geometry.channels, *geometry.kernel), axes),
+            Factor(up.reshape(*up.shape, *ones), ()),
+        )

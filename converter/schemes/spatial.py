@@ -1,0 +1,107 @@
+"""`spatial`: Conv kh×1 from C to r channels, then Conv 1×kw from r to N (arXiv:1405.3866).
+
+r(C·kh + N·kw) weights. The first Conv takes the layer's stride and pads along the first axis, the second
+along the other; it has no bias, so that the zeros around its output are what zeros around the input give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.schemes.base import Effort, Evidence, spread, usable_ranks
+from converter.schemes.form import Form, Geometry
+from passes.split import Factor
+
+if TYPE_CHECKING:
+    from converter.solver.problem import Problem
+    from converter.solver.shared import Groups
+    from converter.solver.solution import Solution
+
+__all__ = ["Spatial"]
+
+ANCHORS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 1 / 2, 3 / 4)
+"""Fractions of the rank that saves nothing, whose effect is measured."""
+
+
+class Spatial:
+    """Two Convs, one along each axis of a two-dimensional kernel."""
+
+    name = "spatial"
+    whole_patches = True
+
+    def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
+        """All usable ranks that save weights, where the kernel has two sides longer than 1."""
+        if len(geometry.kernel) != 2 or min(geometry.kernel) < 2:
+            return []
+        return [(rank,) for rank in usable_ranks(geometry, self._most(geometry))]
+
+    def anchors(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
+        """Ranks over the whole range."""
+        ranks = [rank[0] for rank in self.ranks(geometry)]
+        most = self._most(geometry) if ranks else 0
+        return [(rank,) for rank in spread(ranks, most, ANCHORS)]
+
+    def _most(self, geometry: Geometry) -> int:
+        high, wide = geometry.kernel
+        each = geometry.channels * high + geometry.outputs * wide
+        return (geometry.outputs * geometry.columns - 1) // each
+
+    def cost(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[float, float]:
+        """Count the first Conv at every column of the input, the second at every position."""
+        high, wide = geometry.kernel
+        first = ranks[0] * geometry.channels * high
+        second = ranks[0] * geometry.outputs * wide
+        between = geometry.out_shape[0] * geometry.in_shape[1]
+        macs = first * between + second * geometry.positions
+        return float(macs), float(first + second)
+
+    def effects(
+        self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
+    ) -> list[float]:
+        """Fit each rank, linearly, on patches of the original."""
+        from converter.solver.shared import effects_of_shared
+
+        assert evidence.moments is not None, "the scheme asked for whole patches"
+        groups = self._groups(geometry, evidence.weight.device.type)
+        return effects_of_shared(
+            evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
+        )
+
+    def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
+        """Alternate the two Convs, linearly first, then through the activation."""
+        from converter.solver.shared import polish_shared
+
+        groups = self._groups(geometry, problem.weight.device.type)
+        return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
+
+    def _groups(self, geometry: Geometry, device: str) -> Groups:
+        """One group for each column of the kernel: (kw, C·kh)."""
+        import torch
+
+        from converter.solver.shared import Groups
+
+        high, wide = geometry.kernel
+        columns = torch.arange(geometry.columns, device=device)
+        return Groups(
+            columns.view(geometry.channels, high, wide).permute(2, 0, 1).reshape(wide, -1)
+        )
+
+    def shapes(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """V (r, C·kh) and K (N, kw, r)."""
+        high, wide = geometry.kernel
+        return (ranks[0], geometry.channels * high), (geometry.outputs, wide, ranks[0])
+
+    def subgraph(
+        self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
+    ) -> tuple[Factor, ...]:
+        """From V (r, C·kh) and K (N, kw, r): Conv kh×1, Conv 1×kw."""
+        first, second = factors
+        high = geometry.kernel[0]
+        return (
+            Factor(first.reshape(len(first), geometry.channels, high, 1), (0,)),
+            Factor(np.ascontiguousarray(second.transpose(0, 2, 1))[:, :, None, :], (1,)),
+        )

@@ -1,0 +1,115 @@
+"""`tucker`: Conv 1×1 from C to r₁, Conv kh×kw from r₁ to r₂, Conv 1×1 from r₂ to N (arXiv:1511.06530).
+
+C·r₁ + r₁·r₂·kh·kw + r₂·N weights. The middle Conv takes the layer's strides and pads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.schemes.base import Effort, Evidence, spread, usable_ranks
+from converter.schemes.form import Form, Geometry
+from passes.split import Factor
+
+if TYPE_CHECKING:
+    from converter.solver.problem import Problem
+    from converter.solver.shared import Groups
+    from converter.solver.solution import Solution
+
+__all__ = ["Tucker"]
+
+FIRST = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8)
+"""r₁ as fractions of C."""
+SECOND = (0.75, 1.0, 1.5)
+"""r₂ as fractions of r₁ · N / C."""
+
+
+class Tucker:
+    """A small Conv between two 1×1 Convs, for kernels of more than one tap."""
+
+    name = "tucker"
+    whole_patches = True
+
+    def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
+        """Pairs over a grid that save weights."""
+        if geometry.taps < 2 or geometry.channels < 8 or geometry.outputs < 8:
+            return []
+        pairs = []
+        firsts = spread(usable_ranks(geometry, geometry.channels), geometry.channels, FIRST)
+        for first in firsts:
+            middle = first * geometry.outputs / geometry.channels
+            seconds = usable_ranks(geometry, min(geometry.outputs, first * geometry.taps))
+            for second in spread(seconds, 1, [share * middle for share in SECOND]):
+                weights = self.cost(geometry, (first, second))[1]
+                if weights < geometry.outputs * geometry.columns:
+                    pairs.append((first, second))
+        return pairs
+
+    def anchors(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
+        """All of the grid: pairs with the same r₁ share a fit."""
+        return self.ranks(geometry)
+
+    def cost(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[float, float]:
+        """Count the first Conv at all positions of the input, the others at those of the response."""
+        first, second = ranks
+        opening = geometry.channels * first
+        rest = first * second * geometry.taps + second * geometry.outputs
+        macs = opening * int(np.prod(geometry.in_shape)) + rest * geometry.positions
+        return float(macs), float(opening + rest)
+
+    def effects(
+        self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
+    ) -> list[float]:
+        """Fit each pair, linearly, on patches of the original."""
+        from converter.solver.shared import effects_of_shared
+
+        assert evidence.moments is not None, "the scheme asked for whole patches"
+        groups = self._groups(geometry, evidence.weight.device.type)
+        return effects_of_shared(
+            evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
+        )
+
+    def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
+        """Alternate the first Conv and the other two, linearly first, then through the activation."""
+        from converter.solver.shared import polish_shared
+
+        groups = self._groups(geometry, problem.weight.device.type)
+        return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
+
+    def _groups(self, geometry: Geometry, device: str) -> Groups:
+        """One group for each tap: (k, C)."""
+        import torch
+
+        from converter.solver.shared import Groups
+
+        columns = torch.arange(geometry.columns, device=device)
+        return Groups(columns.view(geometry.channels, geometry.taps).T.contiguous())
+
+    def shapes(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """V (r₁, C), core (r₂, k, r₁) and outer (N, r₂)."""
+        first, second = ranks
+        return (
+            (first, geometry.channels),
+            (second, geometry.taps, first),
+            (geometry.outputs, second),
+        )
+
+    def subgraph(
+        self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
+    ) -> tuple[Factor, ...]:
+        """From V (r₁, C), core (r₂, k, r₁) and outer (N, r₂): the three Convs."""
+        first, core, outer = factors
+        ones = [1] * len(geometry.kernel)
+        middle = np.ascontiguousarray(core.transpose(0, 2, 1))
+        return (
+            Factor(first.reshape(*first.shape, *ones), ()),
+            Factor(
+                middle.reshape(*middle.shape[:2], *geometry.kernel),
+                tuple(range(len(geometry.kernel))),
+            ),
+            Factor(outer.reshape(*outer.shape, *ones), ()),
+        )

@@ -1,0 +1,353 @@
+"""One layer from its recordings to branches: what is predicted, and that fits hold in the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import pickle
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converter.calibration.record import Inputs, Recorder, Sample
+from converter.calibration.sets import open_calibration_set
+from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
+from converter.errors import SolverError
+from converter.fitting import (
+    Task,
+    branches_of,
+    branches_of_form,
+    fit,
+    geometry_of,
+    predict,
+    problem_of,
+    task_of,
+    wants_patches,
+)
+from converter.runtime import model_inputs
+from converter.schemes import KEEP, SCHEMES, Candidate, Form, Geometry, cost_of
+from converter.solver.problem import METRIC_FLOOR
+from converter.solver.solution import Solution
+from passes.base import run_passes
+from passes.exchange import export_model, import_graph
+from passes.layers import Layer, find_layers
+from passes.normalise import normalising
+from passes.split import Branches, Split
+
+Floats = NDArray[np.float32]
+
+IMAGES, SIDE = 48, 5
+ROWS, CHANNELS = 12, 10
+SOLVER = SolverSettings()
+TEXT = f"""<ir_version: 8, opset_import: ["": 17]>
+one (float[batch, {CHANNELS}, {SIDE}, {SIDE}] x) => (float[batch, {ROWS}, {SIDE}, {SIDE}] y) {{
+    [conv] response = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+    [relu] y = Relu(response)
+}}"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recorded:
+    """A small layer, and everything that was recorded of it."""
+
+    model: onnx.ModelProto
+    images: Floats
+    layer: Layer
+    geometry: Geometry
+    sample: Sample
+    inputs: Inputs
+    metric: NDArray[np.float64]
+
+    def task(self, solver: SolverSettings = SOLVER) -> Task:
+        return task_of(self.layer, self.geometry, self.sample, self.metric, self.inputs, solver)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(TEXT)
+    # a spectrum that falls, over channels that correlate, as in trained networks
+    weight = (
+        rng.normal(size=(ROWS, CHANNELS, 3, 3)) * np.exp(-np.arange(CHANNELS) / 4)[:, None, None]
+    )
+    for name, array in (("w", weight), ("b", 0.3 * rng.normal(size=ROWS))):
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    mixing = rng.normal(size=(CHANNELS, CHANNELS)) / 3 + np.eye(CHANNELS)
+    images = np.einsum("dc,ncij->ndij", mixing, rng.normal(size=(IMAGES, CHANNELS, SIDE, SIDE)))
+    images = images.astype(np.float32)
+    graph = import_graph(model)
+    run_passes(graph, normalising())
+    (layer,) = find_layers(graph)
+    original = export_model(graph, model)
+    file = tmp_path_factory.mktemp("fitting") / "images.npy"
+    np.save(file, images)
+    data = open_calibration_set(file, model_inputs(original), Preprocessing())
+    recorder = Recorder(data, CalibrationSettings(batch=16), Runtime(threads=1))
+    sample = recorder.originals(original, [layer])[layer.name]
+    factor = rng.normal(size=(ROWS, ROWS))
+    return Recorded(
+        model=original,
+        images=images,
+        layer=layer,
+        geometry=geometry_of(layer, (SIDE, SIDE), sample.out_shape),
+        sample=sample,
+        inputs=recorder.inputs(original, layer, sample),
+        metric=factor @ factor.T / ROWS,
+    )
+
+
+def families(candidates: tuple[Candidate, ...]) -> Mapping[str, list[Candidate]]:
+    """Candidates by their scheme and support, ascending in rank."""
+    found: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(candidates, key=lambda each: each.form):
+        found[f"{candidate.form.family} {candidate.form.support}"].append(candidate)
+    return found
+
+
+# ---- what a layer may become
+
+
+def test_the_layer_itself_comes_first_and_does_nothing(recorded: Recorded) -> None:
+    first, *others = predict(recorded.task())
+    assert first == Candidate(KEEP, 0.0, *cost_of(recorded.geometry, KEEP))
+    assert KEEP not in [candidate.form for candidate in others]
+
+
+def test_candidates_cost_less_than_the_layer_and_what_their_form_costs(recorded: Recorded) -> None:
+    first, *others = predict(recorded.task())
+    assert len({candidate.form for candidate in others}) == len(others)
+    for candidate in others:
+        assert (candidate.macs, candidate.params) == cost_of(recorded.geometry, candidate.form)
+        assert candidate.params < first.params
+        assert candidate.effect > 0
+        assert candidate.ms is None
+
+
+def test_every_scheme_is_offered_alone_and_beside_a_sparse_branch(recorded: Recorded) -> None:
+    found = {candidate.form.family for candidate in predict(recorded.task())}
+    factorised = ["channel", "spatial", "tucker"]
+    assert found == {"keep", "sparse", *factorised, *(f"sparse + {name}" for name in factorised)}
+
+
+def test_effects_fall_with_the_rank(recorded: Recorded) -> None:
+    for family, candidates in families(predict(recorded.task())).items():
+        if "tucker" in family:
+            continue  # two ranks, of which each may fall
+        effects = [candidate.effect for candidate in candidates]
+        assert all(after <= before for before, after in pairwise(effects)), family
+    tucker = families(predict(recorded.task()))["tucker 0"]
+    for small in tucker:
+        for large in tucker:
+            if all(a < b for a, b in zip(small.form.ranks, large.form.ranks, strict=True)):
+                assert large.effect < small.effect
+
+
+def test_effects_of_the_closed_form_are_what_a_truncation_leaves(recorded: Recorded) -> None:
+    (channel,) = [c for c in predict(recorded.task()) if c.form == Form("channel", (4,))]
+    values = np.linalg.eigvals(recorded.metric @ recorded.sample.covariance).real
+    assert channel.effect == pytest.approx(np.sort(values)[:-4].sum(), rel=1e-6)
+
+
+def test_predicted_effects_are_close_to_those_of_the_fits(recorded: Recorded) -> None:
+    """One linear step against a whole fit through the ReLU, on the same unseen patches."""
+    unseen = np.arange(IMAGES) % 8 == 7
+    wanted = answers(recorded.model, recorded.images[unseen])
+    for candidate in predict(recorded.task()):
+        if candidate.form not in (Form("spatial", (6,)), Form("channel", (6,))):
+            continue
+        branches = branches_of(recorded.geometry, candidate.form, fitted(recorded, candidate.form))
+        found = answers(replaced(recorded, branches), recorded.images[unseen])
+        errors = rows_of(found - wanted)
+        effect = float(np.einsum("ni,ij,nj->", errors, recorded.metric, errors)) / len(errors)
+        # the ReLU hides about half of the error
+        assert 0.2 * candidate.effect < effect < 1.2 * candidate.effect
+
+
+def test_only_the_schemes_that_are_asked_for_are_offered(recorded: Recorded) -> None:
+    task = recorded.task(SolverSettings(schemes=("spatial",)))
+    assert {c.form.scheme for c in predict(task)} == {"keep", "spatial"}
+
+
+def test_without_patches_only_the_closed_form_is_offered(recorded: Recorded) -> None:
+    solver = SolverSettings(schemes=("channel", "spatial"))
+    task = task_of(
+        recorded.layer, recorded.geometry, recorded.sample, recorded.metric, None, solver
+    )
+    assert {c.form.family for c in predict(task)} == {"keep", "channel"}
+
+
+def test_few_images_leave_no_patch_unseen_and_only_the_closed_form(recorded: Recorded) -> None:
+    task = dataclasses.replace(recorded.task(), unseen=np.zeros((0, CHANNELS * 9), np.float32))
+    assert {c.form.family for c in predict(task)} == {"keep", "channel"}
+
+
+def test_patches_are_wanted_where_a_scheme_looks_at_them(recorded: Recorded) -> None:
+    long = dataclasses.replace(recorded.geometry, channels=4096)
+    wide = dataclasses.replace(recorded.geometry, channels=256)
+    assert wants_patches(recorded.geometry, ("channel",))  # for S beside it
+    assert not wants_patches(wide, ("channel",))
+    assert wants_patches(wide, ("spatial",))
+    assert not wants_patches(long, tuple(SCHEMES))
+
+
+def test_a_task_that_is_not_finite_names_the_layer(recorded: Recorded) -> None:
+    task = recorded.task()
+    assert task.gram is not None
+    bad = dataclasses.replace(task, gram=np.full_like(task.gram, np.nan))
+    with pytest.raises(SolverError, match=r"layer conv: .*not finite"):
+        predict(bad)
+
+
+def test_a_task_can_be_sent_and_gives_the_same_elsewhere(recorded: Recorded) -> None:
+    task = recorded.task(SolverSettings(schemes=("channel", "spatial")))
+    here = predict(task)
+    sent = pickle.loads(pickle.dumps(task))  # noqa: S301  # its own bytes
+    assert predict(sent) == here
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        there = executor.submit(predict, task).result(timeout=120)
+    assert [c.form for c in there] == [c.form for c in here]
+    # another number of threads may add up in another order
+    np.testing.assert_allclose([c.effect for c in there], [c.effect for c in here], rtol=1e-4)
+
+
+# ---- fits
+
+
+def answers(model: onnx.ModelProto, images: Floats) -> Floats:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": images})[0])
+
+
+def fitted(
+    recorded: Recorded, form: Form, solver: SolverSettings = SOLVER, *, trade: bool = False
+) -> Solution:
+    layer, geometry, sample = recorded.layer, recorded.geometry, recorded.sample
+    return fit(layer, geometry, sample, recorded.inputs, recorded.metric, form, solver, trade=trade)
+
+
+def replaced(recorded: Recorded, branches: Branches) -> onnx.ModelProto:
+    graph = import_graph(recorded.model)
+    run_passes(graph, [Split(recorded.layer, branches)])
+    return export_model(graph, recorded.model)
+
+
+def rows_of(images: Floats) -> NDArray[np.float64]:
+    return images.transpose(0, 2, 3, 1).reshape(-1, ROWS).astype(np.float64)
+
+
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        Form("channel", (4,)),
+        Form("channel", (3,), 2),
+        Form("spatial", (5,)),
+        Form("spatial", (4,), 1),
+        Form("tucker", (4, 5)),
+        Form("tucker", (3, 4), 2),
+        Form("sparse", (), 4),
+    ],
+    ids=str,
+)
+
+
+@FORMS
+def test_what_a_fit_reports_is_what_its_branches_do(recorded: Recorded, form: Form) -> None:
+    solution = fitted(recorded, form)
+    branches = branches_of(recorded.geometry, form, solution)
+    found = answers(replaced(recorded, branches), recorded.images)
+    wanted = answers(recorded.model, recorded.images)
+    unseen = np.arange(IMAGES) % 8 == 7
+    omega = recorded.metric / np.mean(np.diag(recorded.metric)) + METRIC_FLOOR * np.eye(ROWS)
+    missed, spread = rows_of((found - wanted)[unseen]), rows_of(wanted[~unseen])
+    spread -= spread.mean(0)
+    error = np.einsum("ni,ij,nj->", missed, omega, missed) / len(missed)
+    whole = np.einsum("ni,ij,nj->", spread, omega, spread) / len(spread)
+    # float32 through all of it
+    assert solution.unseen == pytest.approx(error / whole, rel=1e-2)
+    assert solution.unseen < 0.9
+
+
+@FORMS
+def test_a_fit_keeps_to_its_form(recorded: Recorded, form: Form) -> None:
+    solution = fitted(recorded, form)
+    weights = sum(each.numel() for each in (*solution.factors, solution.sparse))
+    assert weights <= cost_of(recorded.geometry, form)[1] - ROWS
+    if form.scheme in ("spatial", "tucker"):
+        assert solution.ranks == form.ranks
+        assert len(solution.support) == form.support
+
+
+def test_channel_keeps_its_rank_where_nothing_is_to_be_traded(recorded: Recorded) -> None:
+    solution = fitted(recorded, Form("channel", (4,)))
+    assert (solution.ranks, len(solution.support), solution.history) == ((4,), 0, ())
+    assert fitted(recorded, Form("channel", (4,)), trade=True).history
+
+
+@pytest.mark.parametrize("name", ["svd", "data-svd"])
+def test_baselines_are_of_low_rank_alone(recorded: Recorded, name: str) -> None:
+    solver = SolverSettings(name=name)  # type: ignore[arg-type]  # both are names of solvers
+    solution = fitted(recorded, Form("channel", (4,)), solver)
+    assert solution.ranks == (4,)
+    assert len(solution.support) == 0
+
+
+def test_a_fit_that_fails_names_the_layer(recorded: Recorded) -> None:
+    features = np.full_like(recorded.inputs.features, np.inf)
+    bad = dataclasses.replace(recorded, inputs=Inputs(features, None))
+    for form in (Form("channel", (4,)), Form("spatial", (4,))):
+        with pytest.raises(SolverError, match=r"layer conv: .*not finite"):
+            fitted(bad, form)
+
+
+def test_long_patches_are_looked_at_through_the_layer_itself_unless_whole(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.fitting.FULL_PATCH_LIMIT", 64)
+    monkeypatch.setattr("converter.fitting.ELIGIBLE_TAPS", 30)
+    arguments = (recorded.layer, recorded.sample, recorded.inputs, recorded.metric, "cpu")
+    few, whole = problem_of(*arguments), problem_of(*arguments, whole=True)
+    assert few.basis is not None
+    assert len(few.eligible) == 3
+    assert few.features.shape == (len(recorded.inputs.features), ROWS + 3 * 9)
+    assert whole.basis is None
+    assert whole.features.shape == recorded.inputs.features.shape
+    # the first channels are the strongest, as the weight was made
+    assert few.eligible.tolist() == [0, 1, 2]
+    for form in (Form("channel", (4,)), Form("spatial", (4,))):
+        assert fitted(recorded, form).unseen < 0.9
+
+
+# ---- branches
+
+
+@FORMS
+def test_branches_of_a_form_have_its_shapes_and_no_bias(recorded: Recorded, form: Form) -> None:
+    branches = branches_of_form(recorded.geometry, form)
+    assert branches.ranks == form.ranks
+    assert branches.kept == form.support
+    assert branches.bias is not None
+    assert not branches.bias.any()
+    assert np.isfinite(answers(replaced(recorded, branches), recorded.images)).all()
+    again = branches_of_form(recorded.geometry, form)
+    for one, other in zip(branches.factors, again.factors, strict=True):
+        assert np.array_equal(one.weight, other.weight)
+
+
+def test_a_solution_without_l_is_one_branch(recorded: Recorded) -> None:
+    solution = fitted(recorded, Form("sparse", (), 4))
+    branches = branches_of(recorded.geometry, Form("sparse", (), 4), solution)
+    assert branches.factors == ()
+    assert branches.kept == 4
+    assert branches.sparse is not None
+    assert branches.sparse.shape == (ROWS, 4, 3, 3)

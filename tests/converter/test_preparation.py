@@ -1,0 +1,175 @@
+"""What is known of a model before any budget: the same here and in an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converter.calibration.sets import open_calibration_set
+from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
+from converter.errors import ModelError
+from converter.preparation import Clock, Prepared, prepare
+from converter.progress import SILENT
+from converter.runtime import model_inputs
+from converter.schemes import KEEP, cost_of
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+tiny (float[batch, 3, 8, 8] image) => (float[batch, 10] logits) {
+    [conv1] c1 = Conv<pads = [1, 1, 1, 1]>(image, w1, b1)
+    [bn1] n1 = BatchNormalization(c1, scale, shift, mean, variance)
+    [relu1] r1 = Relu(n1)
+    [grouped] g = Conv<group = 12, pads = [1, 1, 1, 1]>(r1, wg)
+    [conv2] c2 = Conv<pads = [1, 1, 1, 1]>(g, w2, b2)
+    [sum] s = Add(c2, r1)
+    [relu2] r2 = Relu(s)
+    [pool] p = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(r2)
+    [flat] f = Flatten(p)
+    [classifier] logits = Gemm<transB = 1>(f, w3, b3)
+}"""
+SHAPES = {
+    "w1": (12, 3, 3, 3), "b1": (12,), "wg": (12, 1, 3, 3),
+    "w2": (12, 12, 3, 3), "b2": (12,), "w3": (10, 192), "b3": (10,),
+    "scale": (12,), "shift": (12,), "mean": (12,),
+}  # fmt: skip
+CONVERTIBLE = ["conv1", "conv2", "classifier"]
+
+
+def tiny(text: str = TEXT) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    arrays: dict[str, NDArray[np.float64]] = {
+        name: rng.normal(size=shape) * (1.5 / np.prod(shape[1:])) ** 0.5
+        for name, shape in SHAPES.items()
+    }
+    arrays["variance"] = rng.uniform(0.5, 2, size=12)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared]:
+    """Prepare the tiny model, or another one of the same input."""
+    file = tmp_path_factory.mktemp("preparation") / "images.npy"
+    rng = np.random.default_rng(1)
+    np.save(file, rng.normal(size=(48, 3, 8, 8)).astype(np.float32))
+
+    def run(
+        model: onnx.ModelProto | None = None,
+        executor: Executor | None = None,
+        clock: Clock | None = None,
+    ) -> Prepared:
+        source = model or tiny()
+        return prepare(
+            Path("tiny.onnx"),
+            open_calibration_set(file, model_inputs(source), Preprocessing()),
+            source,
+            calibration=CalibrationSettings(batch=16, patches=512),
+            solver=SolverSettings(),
+            runtime=Runtime(threads=1),
+            progress=SILENT,
+            clock=clock or Clock(),
+            executor=executor,
+        )
+
+    return run
+
+
+def test_every_convertible_layer_has_candidates(prepared: Callable[..., Prepared]) -> None:
+    found = prepared()
+    assert [layer.name for layer in found.layers] == ["conv1", "grouped", "conv2", "classifier"]
+    assert [layer.name for layer in found.convertible] == CONVERTIBLE
+    for known in (found.candidates, found.geometries, found.metrics, found.samples):
+        assert list(known) == CONVERTIBLE
+    for name, candidates in found.candidates.items():
+        geometry = found.geometries[name]
+        assert candidates[0].form == KEEP
+        assert len(candidates) > 5
+        for candidate in candidates:
+            assert (candidate.macs, candidate.params) == cost_of(geometry, candidate.form)
+            assert np.isfinite(candidate.effect)
+        sides = [(8, 8)] * 2 if name != "classifier" else [()] * 2
+        assert [geometry.in_shape, geometry.out_shape] == sides
+        assert found.metrics[name].shape == (geometry.outputs, geometry.outputs)
+
+
+def test_costs_of_kept_layers_are_those_that_were_counted(
+    prepared: Callable[..., Prepared],
+) -> None:
+    found = prepared()
+    counted = {layer.name: layer for layer in found.cost.layers}
+    for name, candidates in found.candidates.items():
+        assert candidates[0].macs == counted[name].macs
+        assert candidates[0].params == counted[name].params
+
+
+def test_an_executor_changes_nothing(prepared: Callable[..., Prepared]) -> None:
+    here = prepared()
+    with ThreadPoolExecutor(2) as executor:
+        there = prepared(executor=executor)
+    assert list(there.candidates) == list(here.candidates)
+    for name, candidates in here.candidates.items():
+        others = there.candidates[name]
+        assert [c.form for c in others] == [c.form for c in candidates]
+        # threads may add up in another order
+        np.testing.assert_allclose(
+            [c.effect for c in others], [c.effect for c in candidates], rtol=1e-4
+        )
+
+
+def test_an_error_in_an_executor_comes_through(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(task: object) -> None:
+        raise ModelError(f"no forms of {task}")
+
+    monkeypatch.setattr("converter.place.predict", fails)
+    for executor in (None, ThreadPoolExecutor(1)):
+        with pytest.raises(ModelError, match="no forms of"):
+            prepared(executor=executor)
+        if executor is not None:
+            executor.shutdown()
+
+
+def test_the_stages_are_timed(prepared: Callable[..., Prepared]) -> None:
+    clock = Clock()
+    prepared(clock=clock)
+    names = [stage.name for stage in clock.stages()]
+    assert names == ["normalise", "record the original", "measure effects", "predict forms"]
+    assert all(stage.seconds >= 0 for stage in clock.stages())
+
+
+def test_a_stage_that_comes_again_adds_to_its_time() -> None:
+    clock = Clock()
+    for _ in range(2):
+        with clock.stage("one"):
+            pass
+    assert [stage.name for stage in clock.stages()] == ["one"]
+
+
+def test_nothing_to_convert_is_refused_with_the_reason(
+    prepared: Callable[..., Prepared],
+) -> None:
+    none = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        none (float[batch, 3, 8, 8] image) => (float[batch, 3, 8, 8] y) { y = Relu(image) }"""
+    )
+    with pytest.raises(ModelError, match=r"tiny\.onnx has no Conv, Gemm or MatMul"):
+        prepared(none)
+    grouped = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        grouped (float[batch, 3, 8, 8] image) => (float[batch, 3, 6, 6] y)
+        <float[3, 1, 3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9}>
+        { [only] y = Conv<group = 3>(image, w) }"""
+    )
+    with pytest.raises(ModelError, match=r"no layer that can be converted: only: .*group"):
+        prepared(grouped)
