@@ -11,7 +11,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -221,12 +222,33 @@ class _Planning:
         ),
     ] = None
 
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Scheduler of a Dask cluster that records and predicts, as tcp://host:8786.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+
+    def place(self) -> AbstractContextManager[Executor | None]:
+        """Open where the model is recorded and its forms are predicted: the cluster, or nothing."""
+        if self.dask is None:
+            return nullcontext()
+        from converter.cluster import connect
+
+        return connect(self.dask)
+
     def settings(self, running: _Running) -> dict[str, Any]:
         """Give them as what `converter.convert` and `converter.plan` take by name."""
         schemes = tuple(name.strip() for name in self.schemes.split(",") if name.strip())
         return {
             "calibration": CalibrationSettings(
-                self.images, self.calib_batch, self.patches, self.memory, self.seed
+                images=self.images,
+                batch=self.calib_batch,
+                patches=self.patches,
+                memory_mib=self.memory,
+                seed=self.seed,
             ),
             "solver": SolverSettings(cast(SolverName, self.solver), self.device, schemes=schemes),
             "target": Target(running.runtime(), self.batch),
@@ -354,20 +376,22 @@ def convert(
         _check_outputs(out, *read)
         report = out.with_suffix(".json") if report is None else report
         _check_outputs(report, *read, out)
-        asked = (macs, params, speedup, latency_ms)
-        if max_drop is not None and any(each is not None for each in asked):
+        asked = {"macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
+        if max_drop is not None and any(each is not None for each in asked.values()):
             raise ConfigError("--max-drop takes the place of a budget; leave one of the two out")
-        conversion = converter.convert(
-            model,
-            calib,
-            out,
-            Budget(*asked) if max_drop is None else None,
-            max_drop=max_drop,
-            val=val,
-            **planning.settings(running),
-            preprocessing=preparation.preprocessing(calib, quiet=quiet),
-            progress=_progress(quiet),
-        )
+        with planning.place() as executor:
+            conversion = converter.convert(
+                model,
+                calib,
+                out,
+                Budget(**asked) if max_drop is None else None,
+                max_drop=max_drop,
+                val=val,
+                **planning.settings(running),
+                preprocessing=preparation.preprocessing(calib, quiet=quiet),
+                executor=executor,
+                progress=_progress(quiet),
+            )
         from converter.report.files import write_report
 
         write_report(report, conversion.to_dict())
@@ -415,15 +439,17 @@ def plan(
 
             _check_outputs(picture, *read, *([] if json is None else [json]))
             check_picture(picture)
-        front = converter.plan(
-            model,
-            calib,
-            val=val,
-            verify=verify,
-            **planning.settings(running),
-            preprocessing=preparation.preprocessing(calib, quiet=quiet),
-            progress=_progress(quiet),
-        )
+        with planning.place() as executor:
+            front = converter.plan(
+                model,
+                calib,
+                val=val,
+                verify=verify,
+                **planning.settings(running),
+                preprocessing=preparation.preprocessing(calib, quiet=quiet),
+                executor=executor,
+                progress=_progress(quiet),
+            )
         from converter.report.console import print_front
         from converter.report.files import write_report
 

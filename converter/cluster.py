@@ -6,10 +6,9 @@ does not depend on the shards: the places of patches are drawn before, for all i
 result is that of one machine, but for the order in which floating-point numbers are added.
 
 Nothing is kept on a worker that the scheduler could not have computed once more, so workers may die: the
-model, and images that only this process can read, travel in the tasks themselves, by way of the scheduler,
-and stay there until they are used up. Images in folders and `.npy` and `.npz` files are read by the workers,
-which must see them under the same path. What the forms of layers are predicted from never leaves the
-workers.
+model, and samples that only this process can make, travel in the tasks themselves, by way of the
+scheduler, and stay there until they are used up. Images in folders and `.npy` and `.npz` files are read by
+the workers, which must see them under the same path; data readers are gone through here. What the forms of layers are predicted from never leaves the workers.
 
 Memory of a worker: it runs one of these tasks at a time, with all its threads, and so much as
 `memory_mib` of `CalibrationSettings` is enough for it:
@@ -47,7 +46,7 @@ from converter.calibration.moments import Moments
 from converter.calibration.record import Recorder, Sample
 from converter.calibration.sets import ArraySet, Batch, CalibrationSet, ImageFolder
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
-from converter.fitting import UNSEEN_EVERY, Task, predict
+from converter.fitting import UNSEEN_EVERY, UNSEEN_PATCHES, Task, predict
 from converter.model_file import EXTERNAL_ABOVE
 from converter.place import Asked, Place
 from converter.progress import Advance
@@ -452,8 +451,9 @@ def _forms(task: Task, moments: _PatchMoments | None) -> tuple[Candidate, ...]:
     """Predict a layer, from what its patches summed up to."""
     with _alone():
         if moments is not None:
-            mean = moments.seen.mean.astype(np.float32)
-            task = replace(task, gram=moments.seen.covariance, unseen=moments.unseen - mean)
+            thinned = moments.unseen[:: max(1, math.ceil(len(moments.unseen) / UNSEEN_PATCHES))]
+            centred = thinned - moments.seen.mean.astype(np.float32)
+            task = replace(task, gram=moments.seen.covariance, unseen=centred)
         return predict(task)
 
 

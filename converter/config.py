@@ -283,7 +283,8 @@ class Budget:
         _require(
             any(value is not None for value in dataclasses.astuple(self)),
             "no budget was given; say --speedup 2 to halve the time, --macs 2 to halve the "
-            "multiply-accumulates or --params 4 to quarter the parameters",
+            "multiply-accumulates, --params 4 to quarter the parameters, or --max-drop 0.5 for the "
+            "fastest model that loses no more than half a point",
         )
         for name, factor in (
             ("macs", self.macs),
@@ -329,8 +330,6 @@ class CalibrationSettings:
         Bound on what recording keeps in memory at any time, in MiB, from 64.
     seed : int, default 0
         Seed of every sample that is drawn.
-    blend : bool, default True
-        Put a blend of two images beside each image (`converter.calibration.blend`).
     """
 
     images: int | None = None
@@ -338,7 +337,6 @@ class CalibrationSettings:
     patches: int = 16384
     memory_mib: int = 1024
     seed: int = 0
-    blend: bool = True
 
     def __post_init__(self) -> None:
         _require(

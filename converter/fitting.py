@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,10 @@ larger layers S beside `spatial` never paid (docs/objectives.md)."""
 WHOLE_PATCH_LIMIT = 8192
 """Up to so many values a patch is looked at whole by the schemes that need it: its covariance has the
 square of that, 256 MiB."""
+
+ONE_THREAD = 640
+"""Forms of layers with patches up to so long are predicted by one thread: their many small steps took
+2.5 times as long on two."""
 
 BESIDE_ANCHORS = 3
 """About so many ranks of a family with S beside L are measured."""
@@ -182,7 +187,7 @@ def task_of(
         mean = seen.mean(0)
         gram = covariance(seen, mean).cpu().numpy()
         rows = patches[kept_back]
-        unseen = (rows[:: -(-len(rows) // UNSEEN_PATCHES)] - mean).cpu().numpy()
+        unseen = (rows[:: max(1, -(-len(rows) // UNSEEN_PATCHES))] - mean).cpu().numpy()
     return Task(
         name=layer.name,
         geometry=geometry,
@@ -219,15 +224,30 @@ def predict(task: Task) -> tuple[Candidate, ...]:
         moments=moments,
     )
     found = [_candidate(task.geometry, KEEP, 0.0)]
-    for scheme, support in _families(task.geometry, task.schemes):
-        if moments is None and (scheme.whole_patches or support):
-            continue
-        try:
-            forms = _family(scheme, support, evidence, task.geometry)
-        except SolverError as error:
-            raise SolverError(f"layer {task.name}: {error}") from error
-        found += [_candidate(task.geometry, form, effect) for form, effect in forms]
+    with _one_thread(task.geometry.columns <= ONE_THREAD):
+        for scheme, support in _families(task.geometry, task.schemes):
+            if moments is None and (scheme.whole_patches or support):
+                continue
+            try:
+                forms = _family(scheme, support, evidence, task.geometry)
+            except SolverError as error:
+                raise SolverError(f"layer {task.name}: {error}") from error
+            found += [_candidate(task.geometry, form, effect) for form, effect in forms]
     return tuple(found)
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """Have torch work with one thread for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _candidate(geometry: Geometry, form: Form, effect: float) -> Candidate:

@@ -190,7 +190,7 @@ def plan(prepared: Prepared, paced: Paced | None, budget: Budget) -> Choice:
 
 
 def _limits(prepared: Prepared, budget: Budget) -> list[Limit]:
-    """What the convertible layers may cost, so that the whole model meets the factors asked for."""
+    """Bound what the convertible layers may cost, so that the whole model meets the factors asked for."""
     kept = [each[0] for each in prepared.candidates.values()]
     macs, params = sum(each.macs for each in kept), sum(each.params for each in kept)
     limits = []

@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from converter.attempt import attempt
 from converter.calibration.sets import CalibrationSet, DataReader, open_calibration_set
 from converter.config import Budget, CalibrationSettings, Preprocessing, SolverSettings, Target
 from converter.drop import set_apart
 from converter.errors import ConfigError, SolverError
 from converter.model_file import check_output_path, file_digest, load_model, save_model
-from converter.outcome import Conversion, LayerOutcome
-from converter.pace import never_slower, pace, plan
-from converter.planner.cost import count_cost
+from converter.outcome import Conversion
+from converter.pace import pace, plan
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
-from converter.realisation import realise, unchanged
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 
@@ -82,9 +80,8 @@ def convert(
         with clock.stage("measure layers"):
             paced = pace(prepared, target, Measurements(cache), progress)
 
-    # for a tolerance, several budgets are tried
+    # one plan is carried out for a budget, several for a tolerance
     searched = None
-    converted: onnx.ModelProto | None
     if tolerance is not None and judged_on is not None:
         done, searched = search(
             prepared,
@@ -97,49 +94,29 @@ def convert(
             progress=progress,
             clock=clock,
         )
-        converted, layers, latency, passes = done.model, done.layers, done.latency, done.passes
-        notes = [*prepared.notes, *prepared.recorder.notes, *done.notes]
-        if paced is not None:
-            notes += paced.model.notes
     else:
         assert budget is not None, "a budget is given where no tolerance is"
         with clock.stage("choose"):
             choice = plan(prepared, paced, budget)
-
-        # in graph order, each layer on what the converted ones before it deliver
-        with clock.stage("fit layers"):
-            realised = realise(prepared, choice.chosen, solver, progress, trade=not budget.timed)
-
-        # the finished model against the original; layers that do not pay are put back
-        converted = realised.model
-        layers, latency, notes = realised.layers, None, [*prepared.notes, *prepared.recorder.notes]
-        if paced is not None:
-            with clock.stage("time the result"):
-                converted, left, latency = never_slower(
-                    prepared, paced, choice.chosen, realised.branches, realised.model
-                )
-            layers = tuple(_put_back(each, left, prepared, realised.branches) for each in layers)
-            notes += [*paced.model.notes, *_verdict(realised.branches, left)]
-        passes = realised.passes
+        done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
 
     with clock.stage("finish"):
-        result = source if converted is None else converted
-        after = count_cost(result, prepared.sample, label="the converted model")
-        _check_result(result, prepared, target, out)
-        save_model(result, out)
+        _check_result(done.model, prepared, target, out)
+        save_model(done.model, out)
 
+    measured = () if paced is None else paced.model.notes
     return Conversion(
         source=model,
         out=out,
         macs_before=prepared.cost.macs,
-        macs_after=after.macs,
+        macs_after=done.cost.macs,
         params_before=prepared.cost.params,
-        params_after=after.params,
-        layers=layers,
-        passes=(*prepared.passes, *passes),
-        latency=latency,
+        params_after=done.cost.params,
+        layers=done.layers,
+        passes=(*prepared.passes, *done.passes),
+        latency=done.latency,
         stages=clock.stages(),
-        notes=tuple(notes),
+        notes=(*prepared.notes, *prepared.recorder.notes, *measured, *done.notes),
         settings={
             "budget": None if budget is None else dataclasses.asdict(budget),
             "preprocessing": dataclasses.asdict(preprocessing),
@@ -158,34 +135,6 @@ def convert(
         peak_memory_mib=peak_memory_mib(),
         search=searched,
     )
-
-
-def _put_back(
-    layer: LayerOutcome,
-    left: Mapping[str, object],
-    prepared: Prepared,
-    branches: Mapping[str, object],
-) -> LayerOutcome:
-    """What became of a layer in the end."""
-    if layer.name in left or layer.name not in branches:
-        return layer
-    original = next(each for each in prepared.layers if each.name == layer.name)
-    return unchanged(original, prepared, "put back: the replacement did not make the model faster")
-
-
-def _verdict(branches: Mapping[str, object], left: Mapping[str, object]) -> list[str]:
-    """What a reader must know of layers that were put back."""
-    if branches and not left:
-        return [
-            "no plan within this budget made the model faster than the original on this machine, so "
-            "the original was written as it is"
-        ]
-    if len(left) < len(branches):
-        return [
-            f"{len(branches) - len(left)} layers were put back, since the model was slower with their "
-            "replacements; the budget may be missed for that"
-        ]
-    return []
 
 
 def _check_result(model: onnx.ModelProto, prepared: Prepared, target: Target, out: Path) -> None:

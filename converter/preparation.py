@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -17,13 +16,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from converter.calibration.record import Recorder, Sample
-from converter.calibration.blend import Blended, can_blend
-from converter.calibration.sets import CalibrationSet, Subset, fixed_batch, padded
+from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.config import CalibrationSettings, Runtime, SolverSettings
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ModelError
 from converter.fitting import geometry_of
-from converter.model_file import load_model
 from converter.outcome import Stage
 from converter.place import Asked, Here, Place
 from converter.planner.cost import ModelCost, count_cost, tensor_shapes
@@ -149,12 +146,6 @@ def prepare(
         As `converter.convert`.
     """
     place = executor if isinstance(executor, Place) else Here(executor)
-
-    if calibration.images is not None and calibration.images < len(data):
-        data = Subset(data, calibration.images)
-    if calibration.blend and can_blend(data):
-        data = Blended(data, calibration.seed)
-    calibration = dataclasses.replace(calibration, images=None)
 
     # names of tensors stay, so that what is found now stays true while layers are replaced
     with clock.stage("normalise"):

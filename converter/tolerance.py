@@ -4,11 +4,13 @@ The front that was predicted once says where to begin and how far to step: from 
 or fails to one whose predicted error is as many times larger or smaller as its drop is from the
 tolerance. Between a budget that passes and one that fails, the next lies in the middle (of their
 logarithms). Drops are measured on images that no layer was fitted on; they are noisy, and what counts
-is what was measured.
+is what was measured. The choice among a few models is made on the same images, so that the drop of the
+one that is taken is a little flattered; its standard error says by how much it may be off.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from converter.config import Budget, SolverSettings, Target
 from converter.drop import Evaluation, measure_drop
 from converter.errors import ConfigError, ValidationError
 from converter.front import FrontPoint, predicted_front
-from converter.outcome import Probe, Search
+from converter.outcome import Drop, Probe, Search
 from converter.pace import Paced, plan
 from converter.preparation import Clock, Prepared
 from converter.progress import Progress
@@ -138,7 +140,11 @@ def search(
         gain = steps.after(gain, drop.points, tolerance.max_drop)
     if best is None:
         raise ValidationError(_nothing_found(prepared, tolerance, probes))
-    return best[0], Search(tolerance.max_drop, images.describe(), tuple(probes))
+    found, chosen = best
+    found = dataclasses.replace(
+        found, notes=(*found.notes, *_doubts(chosen.drop, tolerance.max_drop))
+    )
+    return found, Search(tolerance.max_drop, images.describe(), tuple(probes))
 
 
 class _Steps:
@@ -192,6 +198,16 @@ class _Steps:
 
 def _step(ratio: float) -> float:
     return min(max(ratio, STEPS[0]), STEPS[1])
+
+
+def _doubts(drop: Drop, max_drop: float) -> list[str]:
+    """Say where the images are too few to tell the tolerance from nothing."""
+    if drop.standard_error is None or 2 * drop.standard_error <= max(max_drop, TINY):
+        return []
+    return [
+        f"on {drop.images} images the drop is {drop}, which says little of a tolerance of "
+        f"{max_drop:g}; give more of them"
+    ]
 
 
 def _nothing_found(prepared: Prepared, tolerance: Tolerance, probes: Sequence[Probe]) -> str:

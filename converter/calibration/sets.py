@@ -149,14 +149,14 @@ class DataReader(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class _Sample:
     """One sample: its array for each input, without the batch axis, and its class."""
 
     feeds: dict[str, NDArray[Any]]
     label: int | None = None
 
 
-class SampleSet(ABC):
+class _SampleSet(ABC):
     """A set that gives its samples one by one; batches are made of them here."""
 
     @property
@@ -165,7 +165,7 @@ class SampleSet(ABC):
         return None
 
     @abstractmethod
-    def _samples(self) -> Generator[Item, None, None]: ...
+    def _samples(self) -> Generator[_Sample, None, None]: ...
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Give all samples in batches of `size`; the last one has what is left.
@@ -381,7 +381,7 @@ def _check_inside(link: Path, folder: Path) -> None:
 # Images --------------------------------------------------------------------------------------
 
 
-class ImageFolder(SampleSet):
+class ImageFolder(_SampleSet):
     """The images of a folder and all of its subfolders, in sorted order.
 
     Parameters
@@ -451,7 +451,7 @@ class ImageFolder(SampleSet):
         """Return a SHA-256 over the images' names in the folder and their bytes."""
         return _digest_of_files(self._folder, self._files)
 
-    def _samples(self) -> Generator[Item, None, None]:
+    def _samples(self) -> Generator[_Sample, None, None]:
         """Decode in a few threads, ahead of what is asked for by a bounded number of images."""
         workers = min(_WORKERS, Runtime().thread_count)
         pending: deque[_Pending] = deque()
@@ -477,10 +477,10 @@ class ImageFolder(SampleSet):
         sample = 3 * height * width * self._input.dtype.itemsize
         return max(workers, min(64, _LOOK_AHEAD_BYTES // sample))
 
-    def _next_sample(self, pending: deque[_Pending]) -> Item:
+    def _next_sample(self, pending: deque[_Pending]) -> _Sample:
         array = pending[0].arranged.result()
         path = pending.popleft().path
-        return Item({self._input.name: array}, self._label(path))
+        return _Sample({self._input.name: array}, self._label(path))
 
     def _label(self, path: Path) -> int | None:
         if self._classes is None:
@@ -588,7 +588,7 @@ class _Stack:
                 yield np.frombuffer(data, self.dtype).reshape(self.shape[1:])
 
 
-class ArraySet(SampleSet):
+class ArraySet(_SampleSet):
     """Samples from `.npy` files or from one `.npz` file, fed as they are.
 
     Floating-point numbers are cast to the model's floating-point type and integers to a wider one.
@@ -687,7 +687,7 @@ class ArraySet(SampleSet):
         whole = _digest_of_files(folder, files)
         return hashlib.sha256(f"{whole} {len(self)}".encode()).hexdigest()
 
-    def _samples(self) -> Generator[Item, None, None]:
+    def _samples(self) -> Generator[_Sample, None, None]:
         first = 0
         for part, count in zip(self._parts, self._counts, strict=True):
             wanted = [row - first for row in self._chosen if first <= row < first + count]
@@ -697,7 +697,7 @@ class ArraySet(SampleSet):
 
     def _samples_of(
         self, part: dict[str, _Stack], wanted: Sequence[int]
-    ) -> Generator[Item, None, None]:
+    ) -> Generator[_Sample, None, None]:
         readers = [part[each.name].rows(wanted) for each in self._inputs]
         labels = None if self._labels is None else self._labels.rows(wanted)
         try:
@@ -706,7 +706,7 @@ class ArraySet(SampleSet):
                     each.name: _fed(next(reader), each, f"sample {row} of {part[each.name].where}")
                     for each, reader in zip(self._inputs, readers, strict=True)
                 }
-                yield Item(feeds, None if labels is None else self._label(next(labels), row))
+                yield _Sample(feeds, None if labels is None else self._label(next(labels), row))
         finally:
             for reader in readers if labels is None else [*readers, labels]:
                 reader.close()
@@ -766,7 +766,7 @@ def _check_count(stack: _Stack, first: _Stack) -> None:
 # Data readers and parts of sets ---------------------------------------------------------------
 
 
-class ReaderSet(SampleSet):
+class ReaderSet(_SampleSet):
     """The samples of an `onnxruntime.quantization.CalibrationDataReader`.
 
     The reader is gone through once when the set is made, to count and check. A reader with a method
@@ -798,7 +798,7 @@ class ReaderSet(SampleSet):
         self._reader = reader
         self._inputs = tuple(inputs)
         self._kind = type(reader).__name__
-        self._kept: list[Item] | None = None
+        self._kept: list[_Sample] | None = None
         rewind = getattr(reader, "rewind", None)
         self._rewind: Callable[[], object] | None = rewind if callable(rewind) else None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -824,7 +824,7 @@ class ReaderSet(SampleSet):
         """Return a SHA-256 over the samples."""
         return _digest_of_samples(self._samples())
 
-    def _samples(self) -> Generator[Item, None, None]:
+    def _samples(self) -> Generator[_Sample, None, None]:
         if self._kept is not None:
             yield from self._kept
             return
@@ -838,7 +838,7 @@ class ReaderSet(SampleSet):
                 "after rewind(); make rewind() start it again whole"
             )
 
-    def _keep(self, most: int) -> list[Item]:
+    def _keep(self, most: int) -> list[_Sample]:
         kept = []
         size = 0
         for sample in self._read():
@@ -849,10 +849,10 @@ class ReaderSet(SampleSet):
                     "again; give it a method rewind()"
                 )
             # A copy: readers may fill one array again and again.
-            kept.append(Item({name: array.copy() for name, array in sample.feeds.items()}))
+            kept.append(_Sample({name: array.copy() for name, array in sample.feeds.items()}))
         return kept
 
-    def _read(self) -> Generator[Item, None, None]:
+    def _read(self) -> Generator[_Sample, None, None]:
         if self._rewind is not None:
             self._rewind()
         item = 0
@@ -868,7 +868,7 @@ class ReaderSet(SampleSet):
                 yield sample
             item += 1
 
-    def _samples_of(self, feeds: object, item: int) -> Iterator[Item]:
+    def _samples_of(self, feeds: object, item: int) -> Iterator[_Sample]:
         where = f"item {item} of the data reader {self._kind}"
         if not isinstance(feeds, Mapping):
             raise CalibrationError(f"{where} is no dict; return the feeds by input name")
@@ -891,10 +891,10 @@ class ReaderSet(SampleSet):
         if len(counts) != 1:
             raise CalibrationError(f"{where} has inputs of different batch sizes; make them one")
         for row in range(counts.pop()):
-            yield Item({name: array[row] for name, array in arrays.items()})
+            yield _Sample({name: array[row] for name, array in arrays.items()})
 
 
-class Subset(SampleSet):
+class Subset(_SampleSet):
     """Some samples of another set, spread evenly over it.
 
     Parameters
@@ -926,7 +926,7 @@ class Subset(SampleSet):
         """Return a SHA-256 over the other set's and the choice of samples."""
         return hashlib.sha256(f"{self._whole.digest()} {len(self)}".encode()).hexdigest()
 
-    def _samples(self) -> Generator[Item, None, None]:
+    def _samples(self) -> Generator[_Sample, None, None]:
         chosen = set(self._chosen)
         last = self._chosen[-1]
         position = 0
@@ -934,7 +934,7 @@ class Subset(SampleSet):
             for row in range(batch.count):
                 if position in chosen:
                     feeds = {name: array[row] for name, array in batch.feeds.items()}
-                    yield Item(feeds, None if batch.labels is None else int(batch.labels[row]))
+                    yield _Sample(feeds, None if batch.labels is None else int(batch.labels[row]))
                 position += 1
             if position > last:
                 return
@@ -943,7 +943,7 @@ class Subset(SampleSet):
 # What they share -----------------------------------------------------------------------------
 
 
-def _batch_of(samples: Sequence[Item]) -> Batch:
+def _batch_of(samples: Sequence[_Sample]) -> Batch:
     feeds = {
         name: np.stack([sample.feeds[name] for sample in samples]) for name in samples[0].feeds
     }
@@ -1035,7 +1035,7 @@ def _digest_of_files(folder: Path, files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_samples(samples: Iterator[Item]) -> str:
+def _digest_of_samples(samples: Iterator[_Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         for name, array in sample.feeds.items():

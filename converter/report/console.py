@@ -161,12 +161,15 @@ def print_conversion(
 ) -> None:
     """Print what became of each layer, of the whole, and where the files lie."""
     console = console or output_console()
+    sparse = any(layer.support for layer in conversion.layers)
     table = _table(
-        "layer", "weight", "scheme", ">rank", ">channels", ">MACs", ">after", ">error", "status"
+        *("layer", "weight", "scheme", ">rank", *([">channels"] if sparse else [])),
+        *(">MACs", ">after", ">error", "status"),
     )
     for layer in conversion.layers:
-        table.add_row(*_texts(_layer_cells(layer)))
+        table.add_row(*_texts(_layer_cells(layer, sparse=sparse)))
     console.print(table)
+    _print_lines(console, list(_kept_lines(conversion.layers)))
     if conversion.search is not None:
         _print_search(console, conversion.search)
     _print_lines(
@@ -190,20 +193,29 @@ def print_conversion(
     _print_lines(console, files)
 
 
-def _layer_cells(layer: LayerOutcome) -> list[str]:
-    kept = layer.scheme == "kept"
+def _layer_cells(layer: LayerOutcome, *, sparse: bool) -> list[str]:
     channels = f"{layer.support}/{layer.shape[1]}" if layer.support else "–"
     return [
         layer.name,
         _shape(layer.shape),
         layer.scheme,
         "×".join(map(str, layer.ranks)) or "–",
-        channels if len(layer.shape) > 1 else "–",
+        *([channels] if sparse else []),
         _count(layer.macs_before),
         _count(layer.macs_after),
         "–" if layer.error is None else f"{100 * layer.error:.3g} %",
-        (layer.reason or "") if kept else layer.status,
+        layer.status,
     ]
+
+
+def _kept_lines(layers: Iterable[LayerOutcome]) -> Iterator[str]:
+    """Say why layers were kept, each reason once."""
+    kept: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.reason is not None:
+            kept.setdefault(layer.reason, []).append(printable(layer.name))
+    for reason, names in kept.items():
+        yield f"kept        {', '.join(names)}: {printable(reason)}"
 
 
 def _latency_lines(latency: Latency | None) -> Iterator[str]:
@@ -221,24 +233,22 @@ def _latency_lines(latency: Latency | None) -> Iterator[str]:
 def _print_search(console: Console, search: Search) -> None:
     """Print the budgets that were tried for a tolerance."""
     console.print()
-    table = _table(">tried", ">÷ MACs", ">speed-up", ">error, predicted", ">drop", "")
+    timed = any(probe.latency is not None for probe in search.probes)
+    table = _table(
+        *(">tried", *([">speed-up"] if timed else []), ">÷ MACs", ">error, predicted"),
+        *(">drop", ""),
+    )
     for probe in search.probes:
         table.add_row(*_texts(_probe_cells(probe)))
     console.print(table)
-    _print_lines(
-        console,
-        [
-            f"tolerance   {search.max_drop:g}, measured on {search.images}",
-            "",
-        ],
-    )
+    _print_lines(console, [f"tolerance   {search.max_drop:g}, on {search.images}", ""])
 
 
 def _probe_cells(probe: Probe) -> list[str]:
     return [
         f"{probe.asked:.2f}",
+        *([] if probe.latency is None else [_measured(probe.latency)]),
         f"{probe.macs_reduction:.2f}",
-        _measured(probe.latency),
         _effect(probe.effect),
         str(probe.drop),
         "within" if probe.within else "",
@@ -250,13 +260,13 @@ def print_front(front: Front, files: Sequence[Path] = (), console: Console | Non
     console = console or output_console()
     timed = (">ms", ">speed-up") if front.timed else ()
     measured = (">measured", ">drop") if front.judged_on is not None else ()
-    table = _table(*timed, ">÷ MACs", ">÷ parameters", ">error, predicted", *measured)
+    table = _table(*timed, ">÷ MACs", ">÷ params", ">error", *measured)
     for point in front.points:
         cells = _front_cells(point)
         table.add_row(*_texts(cells if measured else cells[: len(table.columns)]))
     console.print(table)
     lines = [
-        "error: squared error of the network's output, relative to its variance",
+        "error: predicted squared error of the network's output, relative to its variance",
         f"took        {sum(stage.seconds for stage in front.stages):.1f} s",
     ]
     if front.judged_on is not None:
@@ -281,9 +291,7 @@ def _front_cells(point: FrontPoint) -> list[str]:
     return [*cells, shown, str(done.drop)]
 
 
-def _measured(latency: Latency | None) -> str:
-    if latency is None:
-        return "–"
+def _measured(latency: Latency) -> str:
     return f"{latency.speedup:.2f} ({latency.low:.2f}–{latency.high:.2f})"
 
 

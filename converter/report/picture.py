@@ -17,8 +17,9 @@ __all__ = ["check_picture", "draw_front"]
 
 _SUFFIXES = (".png", ".svg")
 _PREDICTED, _MEASURED = "#1f5fa8", "#c4501b"
-_LEAST_EFFECT = 1e-5
-"""Errors below are drawn here: the original has none, and an axis of logarithms no zero."""
+_WIDE = 4.0
+"""A front that gains more is drawn over logarithms."""
+_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
 
 def check_picture(path: Path) -> None:
@@ -58,7 +59,7 @@ def draw_front(front: Front, path: Path) -> None:
     figure.suptitle(_title(front), fontsize=11, x=0.02, ha="left", parse_math=False)
     _draw_errors(axes[0], front, done)
     if done:
-        _draw_drops(axes[1], done)
+        _draw_drops(axes[1], front, done)
     axes[-1].set_xlabel(
         "times faster than the original" if front.timed else "times fewer multiply-accumulates"
     )
@@ -76,35 +77,35 @@ def _title(front: Front) -> str:
 
 
 def _draw_errors(axes: Axes, front: Front, done: list[FrontPoint]) -> None:
+    lossy = [point for point in front.points if point.effect > 0]  # the axis has no zero
     axes.plot(
-        [point.gained for point in front.points],
-        [max(point.effect, _LEAST_EFFECT) for point in front.points],
+        [point.gained for point in lossy],
+        [point.effect for point in lossy],
         "o-",
         color=_PREDICTED,
         markersize=4,
         label="predicted",
     )
     if done:
-        _draw_measured(axes, done, [max(point.effect, _LEAST_EFFECT) for point in done], None)
+        _draw_measured(axes, done, [point.effect for point in done], None)
         axes.legend(frameon=False, loc="lower right")
     axes.set_yscale("log")
     axes.set_ylabel("squared error of the output,\nrelative to its variance")
-    _plain(axes)
+    _finish(axes, front)
 
 
-def _draw_drops(axes: Axes, done: list[FrontPoint]) -> None:
+def _draw_drops(axes: Axes, front: Front, done: list[FrontPoint]) -> None:
     drops = [point.verified.drop for point in done if point.verified is not None]
-    _draw_measured(
-        axes,
-        done,
-        [drop.points for drop in drops],
-        [2 * (drop.standard_error or 0.0) for drop in drops],
-    )
+    spreads = [2 * (drop.standard_error or 0.0) for drop in drops]
+    _draw_measured(axes, done, [drop.points for drop in drops], spreads)
+    axes.plot([1.0], [0.0], "o", color="0.5", markersize=4)
+    axes.annotate("original", (1.0, 0.0), (6, 6), textcoords="offset points", color="0.4")
     axes.axhline(0.0, color="0.6", linewidth=0.8)
-    unit = "%" if drops[0].measure == "output error" else "percentage points"
-    name = drops[0].measure if drops[0].measure == "output error" else f"lost {drops[0].measure}"
-    axes.set_ylabel(f"{name},\n{unit} (± 2 standard errors)" if unit != "%" else f"{name}, {unit}")
-    _plain(axes)
+    if drops[0].measure == "output error":
+        axes.set_ylabel("error of the output, %")
+    else:
+        axes.set_ylabel(f"{drops[0].measure} lost, points\n(± 2 standard errors)")
+    _finish(axes, front)
 
 
 def _draw_measured(
@@ -132,11 +133,17 @@ def _draw_measured(
     )
 
 
-def _plain(axes: Axes) -> None:
+def _finish(axes: Axes, front: Front) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    if front.points[-1].gained > _WIDE:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.04)
 
 
 def _write(figure: Any, path: Path) -> None:

@@ -66,7 +66,7 @@ class Spatial:
         from converter.solver.shared import effects_of_shared
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
-        groups = self._groups(geometry, evidence.weight.device.type)
+        groups = self._groups(geometry, str(evidence.weight.device))
         return effects_of_shared(
             evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
         )
@@ -75,7 +75,7 @@ class Spatial:
         """Alternate the two Convs, linearly first, then through the activation."""
         from converter.solver.shared import polish_shared
 
-        groups = self._groups(geometry, problem.weight.device.type)
+        groups = self._groups(geometry, str(problem.weight.device))
         return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
 
     def _groups(self, geometry: Geometry, device: str) -> Groups:

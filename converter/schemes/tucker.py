@@ -68,7 +68,7 @@ class Tucker:
         from converter.solver.shared import effects_of_shared
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
-        groups = self._groups(geometry, evidence.weight.device.type)
+        groups = self._groups(geometry, str(evidence.weight.device))
         return effects_of_shared(
             evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
         )
@@ -77,7 +77,7 @@ class Tucker:
         """Alternate the first Conv and the other two, linearly first, then through the activation."""
         from converter.solver.shared import polish_shared
 
-        groups = self._groups(geometry, problem.weight.device.type)
+        groups = self._groups(geometry, str(problem.weight.device))
         return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
 
     def _groups(self, geometry: Geometry, device: str) -> Groups:

@@ -99,9 +99,8 @@ def plain_svd(problem: Problem, rank: int) -> Solution:
 def _on_features(weight: Tensor, problem: Problem) -> Tensor:
     """Express a weight (N, D) whose rows lie in the row space of W over features that start with W x̂."""
     rows = problem.weight.shape[0]
-    mix = torch.linalg.lstsq(
-        problem.weight.T.double(), weight.T.double(), driver="gelsd"
-    ).solution.T
+    driver = "gelsd" if weight.device.type == "cpu" else "gels"  # all that CUDA has
+    mix = torch.linalg.lstsq(problem.weight.T.double(), weight.T.double(), driver=driver).solution.T
     padded = torch.zeros(rows, problem.features.shape[1], dtype=weight.dtype, device=weight.device)
     padded[:, :rows] = mix.to(weight.dtype)
     return padded

@@ -52,6 +52,8 @@ START_STEPS = 4
 """Alternations before the polish."""
 PREDICT_STEPS = 1
 """Alternations where a form is only predicted."""
+NEGLIGIBLE = 1e-6
+"""Effect, as a share of the variance of the network's output, below which nothing is won any more."""
 RIDGE = 1e-7
 """Share of the mean diagonal that keeps the small normal matrices regular; they are float64."""
 HELD = 1e-4
@@ -385,6 +387,7 @@ def effects_of_shared(
     cross = quadratic.grouped(dense)
     basis = quadratic.start(weight, max(each[0] for each in ranks))
     found: dict[tuple[int, ...], float] = {}
+    least = math.inf
     for rank in sorted({each[0] for each in ranks}):
         limits: list[int | None] = [
             *sorted(each[1] for each in set(ranks) if each[0] == rank and len(each) > 1)
@@ -398,7 +401,11 @@ def effects_of_shared(
                 missed = _beside(quadratic, dense, weight, factors, limit, gram, moments, support)
             key = (rank,) if limit is None else (rank, limit)
             found[key] = _effect(moments, missed, metric)
-    return [found[each] for each in ranks]
+        least = min(found.values())
+        if least < NEGLIGIBLE:
+            break
+    # where a rank leaves next to nothing, larger ones are not fitted: they would only cost more
+    return [found.get(each, least) for each in ranks]
 
 
 def effects_of_sparse(

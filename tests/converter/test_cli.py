@@ -18,7 +18,15 @@ from PIL import Image
 
 import converter
 from converter import cli
-from converter.config import PRESETS, Budget, CalibrationSettings, Runtime, SolverSettings
+from converter.config import (
+    PRESETS,
+    SCHEME_NAMES,
+    Budget,
+    CalibrationSettings,
+    Runtime,
+    SolverSettings,
+    Target,
+)
 from converter.errors import (
     CalibrationError,
     ConfigError,
@@ -27,6 +35,7 @@ from converter.errors import (
     SolverError,
     ValidationError,
 )
+from converter.front import Front, FrontPoint
 from converter.outcome import Conversion, LayerOutcome, Stage
 
 NET = """
@@ -102,7 +111,7 @@ class Called:
             raise self.error
         model, _, out, _ = positional
         layer = LayerOutcome(
-            *("fc", "Gemm", (4, 3), "identity", "kept", 0, 0, 12, 12, 12, 12), reason="too small"
+            *("fc", "Gemm", (4, 3), "identity", "kept", (), 0, 12, 12, 12, 12), reason="too small"
         )
         return Conversion(
             source=model,
@@ -113,6 +122,7 @@ class Called:
             params_after=12,
             layers=(layer,),
             passes=(),
+            latency=None,
             stages=(Stage("all", 0.1),),
             notes=("nothing was left to gain",),
             settings={},
@@ -122,6 +132,34 @@ class Called:
             out_digest="",
             peak_memory_mib=1.0,
         )
+
+
+class Planned(Called):
+    """Stands for `converter.plan`."""
+
+    def __call__(self, *positional: Any, **named: Any) -> Front:  # type: ignore[override]
+        self.positional, self.named = positional, named
+        return Front(
+            source=positional[0],
+            points=(
+                FrontPoint(0.0, 1.0, 1.0, None, None, {}),
+                FrontPoint(0.01, 2.0, 2.0, None, None, {"fc": "sparse s 2"}),
+            ),
+            judged_on=None,
+            stages=(Stage("all", 0.1),),
+            notes=(),
+            settings={"target": {"batch": 1, "runtime": {"provider": "cpu", "threads": 0}}},
+            calibration={},
+            machine={},
+            source_digest="",
+        )
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
+    stand_in = Planned()
+    monkeypatch.setattr(converter, "plan", stand_in)
+    return stand_in
 
 
 @pytest.fixture
@@ -135,7 +173,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Called:
 
 
 def test_starting_loads_nothing_slow() -> None:
-    slow = "{'torch', 'onnx', 'onnxruntime', 'onnx_graphsurgeon', 'PIL', 'rich.progress'}"
+    slow = (
+        "{'torch', 'onnx', 'onnxruntime', 'onnx_graphsurgeon', 'PIL', 'rich.progress', "
+        "'matplotlib', 'scipy'}"
+    )
     check = f"import sys, converter.cli; print({slow} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -148,7 +189,7 @@ def test_module_is_the_same_program() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", [(), ("convert",), ("inspect",), ("validate",)])
+@pytest.mark.parametrize("command", [(), ("convert",), ("plan",), ("inspect",), ("validate",)])
 def test_help(twofold: Run, command: tuple[str, ...]) -> None:
     ended = twofold(*command, "--help")
     assert ended.code == 0
@@ -162,6 +203,8 @@ def test_help(twofold: Run, command: tuple[str, ...]) -> None:
         ("convert",),
         ("convert", "a.onnx", "--calib", "b"),
         ("convert", "a.onnx", "--calib", "b", "--out", "c", "--macs", "half"),
+        ("plan", "a.onnx"),
+        ("plan", "a.onnx", "--calib", "b", "--macs", "2"),
         ("validate", "a.onnx", "--data", "d"),
         ("inspect", "a.onnx", "--wrong"),
     ],
@@ -183,18 +226,76 @@ def test_options_become_settings(
     ended = twofold(
         *("convert", net, "--calib", pictures, "--out", out, "--macs", 2, "--params", 3),
         *("--solver", "svd", "--preset", "cifar10", "--size", "8x8", "--channels", "bgr"),
-        *("--images", 10, "--patches", 512, "--memory", 128, "--batch", 4, "--seed", 7),
-        *("--threads", 1, "--device", "cuda"),
+        *("--images", 10, "--patches", 512, "--memory", 128, "--calib-batch", 4, "--seed", 7),
+        *("--threads", 1, "--device", "cuda", "--batch", 32, "--no-timing", "--cache", tmp_path),
     )
     assert ended.code == 0
-    assert called.positional == (net, pictures, out, Budget(2, 3))
+    assert called.positional == (net, pictures, out, Budget(macs=2, params=3))
     cifar10 = PRESETS["cifar10"]
     assert called.named["preprocessing"] == cifar10.replace(
         size=(8, 8), channels="bgr", mean=cifar10.mean[::-1], std=cifar10.std[::-1]
     )
     assert called.named["calibration"] == CalibrationSettings(10, 4, 512, 128, 7)
     assert called.named["solver"] == SolverSettings("svd", "cuda")
-    assert called.named["runtime"] == Runtime("cpu", 1)
+    assert called.named["target"] == Target(Runtime("cpu", 1), 32)
+    assert called.named["timing"] is False
+    assert called.named["cache"] == tmp_path
+    assert called.named["max_drop"] is None
+
+
+def test_defaults_are_those_of_the_settings(
+    twofold: Run, called: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small.onnx"
+    assert twofold("convert", net, "--calib", pictures, "--out", out, "--speedup", 2).code == 0
+    assert called.positional == (net, pictures, out, Budget(speedup=2))
+    assert called.named["calibration"] == CalibrationSettings()
+    assert called.named["solver"] == SolverSettings()
+    assert called.named["target"] == Target()
+    assert called.named["timing"] is True
+    assert called.named["cache"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        (("--latency-ms", "4.5"), Budget(latency_ms=4.5)),
+        (("--speedup", "3", "--params", "2"), Budget(speedup=3, params=2)),
+        (("--latency-ms", "4.5", "--macs", "2"), Budget(latency_ms=4.5, macs=2)),
+    ],
+)
+def test_budgets(
+    twofold: Run, called: Called, net: Path, tmp_path: Path, options: tuple[str], budget: Budget
+) -> None:
+    twofold("convert", net, "--calib", "x.npy", "--out", tmp_path / "s.onnx", *options)
+    assert called.positional[3] == budget
+
+
+def test_a_tolerance_in_place_of_a_budget(
+    twofold: Run, called: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    ended = twofold(
+        *("convert", net, "--calib", pictures, "--out", tmp_path / "s.onnx", "--max-drop", 0.5),
+        *("--val", tmp_path, "--schemes", "spatial, tucker"),
+    )
+    assert ended.code == 0
+    assert called.positional[3] is None
+    assert (called.named["max_drop"], called.named["val"]) == (0.5, tmp_path)
+    assert called.named["solver"].schemes == ("spatial", "tucker")
+
+
+def test_the_report_overwrites_no_image_list(
+    twofold: Run, called: Called, net: Path, tmp_path: Path
+) -> None:
+    val = tmp_path / "val.npy"
+    val.touch()
+    ended = twofold(
+        *("convert", net, "--calib", "x.npy", "--out", tmp_path / "s.onnx", "--max-drop", 1),
+        *("--val", val, "--report", val),
+    )
+    assert ended.code == 2
+    assert "overwrite" in ended.err
+    assert called.positional == ()
 
 
 def test_table_report_and_files(
@@ -232,6 +333,13 @@ def test_quiet_prints_nothing(
         ((), "--macs 2"),
         (("--macs", "1"), "not a factor above 1"),
         (("--macs", "nan"), "not a factor above 1"),
+        (("--speedup", "1"), "not a factor above 1"),
+        (("--latency-ms", "0"), "milliseconds above 0"),
+        (("--speedup", "2", "--latency-ms", "4"), "one of them"),
+        (("--max-drop", "1", "--macs", "2"), "takes the place of a budget"),
+        (("--macs", "2", "--schemes", "magic"), "magic"),
+        (("--macs", "2", "--schemes", ","), "schemes none"),
+        (("--macs", "2", "--batch", "0"), "batch 0"),
         (("--macs", "2", "--solver", "magic"), "magic"),
         (("--macs", "2", "--preset", "magic"), "imagenet"),
         (("--macs", "2", "--mean", "a,b"), "'a,b'"),
@@ -309,6 +417,78 @@ def test_interrupt(twofold: Run, called: Called, net: Path, tmp_path: Path) -> N
     assert ended.code == 130
     assert ended.err.startswith("twofold: interrupted")
     assert ended.err.count("\n") == 1
+
+
+# plan ----------------------------------------------------------------------------------------
+
+
+def test_plan_takes_what_convert_takes(
+    twofold: Run, planned: Planned, called: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    shared = (
+        *("--calib", pictures, "--preset", "cifar10", "--images", 5, "--calib-batch", 2),
+        *("--schemes", "spatial", "--threads", 1, "--batch", 8, "--seed", 3, "--no-timing"),
+    )
+    assert twofold("plan", net, *shared, "--val", tmp_path, "--verify", 3).code == 0
+    assert planned.positional == (net, pictures)
+    assert (planned.named.pop("val"), planned.named.pop("verify")) == (tmp_path, 3)
+    twofold("convert", net, *shared, "--out", tmp_path / "s.onnx", "--macs", 2)
+    for named in (planned.named, called.named):
+        del named["progress"]
+    assert planned.named.items() <= called.named.items()
+    assert called.named.keys() - planned.named.keys() == {"max_drop", "val"}
+
+
+def test_plan_writes_what_it_is_asked_for(
+    twofold: Run, planned: Planned, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    report, picture = tmp_path / "front.json", tmp_path / "front.png"
+    ended = twofold(
+        *("plan", net, "--calib", pictures, "--json", report, "--picture", picture),
+    )
+    assert ended.code == 0
+    assert planned.named["verify"] == 2
+    assert planned.named["solver"].schemes == SCHEME_NAMES
+    assert json.loads(report.read_text(encoding="utf-8"))["format"] == "twofold-front-1"
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    for part in ("2.00", "1 %", str(report), str(picture)):
+        assert part in ended.out
+
+
+def test_plan_quietly(twofold: Run, planned: Planned, net: Path, pictures: Path) -> None:
+    ended = twofold("plan", net, "--calib", pictures, "-q")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert planned.positional
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--picture", "front.jpg"), ".svg"),
+        (("--picture", "none/front.png"), "none"),
+        (("--json", "net.onnx"), "overwrite"),
+        (("--json", "a.png", "--picture", "a.png"), "overwrite"),
+        (("--batch", "0"), "batch 0"),
+    ],
+)
+def test_plans_that_make_no_sense(
+    twofold: Run,
+    planned: Planned,
+    net: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(net.parent)
+    before = sorted(net.parent.rglob("*"))
+    ended = twofold("plan", "net.onnx", "--calib", pictures, *options)
+    assert ended.code == 2
+    assert sentence in ended.err
+    assert ended.err.count("\n") == 1
+    assert planned.positional == ()
+    assert sorted(net.parent.rglob("*")) == before
 
 
 # inspect -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -33,13 +33,6 @@ SIDE = 12
 # Sums in another order: float32 round-off of covariances, and of fits that solve systems with them.
 CLOSE = 1e-4
 
-pytestmark = [
-    # of weights as onnx gives them, in this process
-    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
-    # a cluster that is closed while its connections are idle
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -49,7 +42,7 @@ def cluster() -> Iterator[Cluster]:
             n_workers=2,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
         ) as local,
         connect(local.scheduler_address, timeout=60) as connected,
     ):
@@ -118,9 +111,13 @@ class Reader:
 
 
 class DiesOnce(distributed.WorkerPlugin):
-    """Kills the first worker that has done two tasks of a kind, with what it holds; once for each kind."""
+    """Kills the first worker that has done so many tasks of a kind, with all that it holds."""
 
     name = "dies-once"
+    after: ClassVar[dict[str, int]] = {
+        "_answers": 2,
+        "_patches": 1,
+    }  # four shards for two workers: one of them does two
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,10 +126,10 @@ class DiesOnce(distributed.WorkerPlugin):
     def transition(self, key: str, start: str, finish: str, **kwargs: Any) -> None:
         del start, kwargs
         kind = key.split("-")[0]
-        if finish != "memory" or kind not in ("_answers", "_patches"):
+        if finish != "memory" or kind not in self.after:
             return
         self.done.append(kind)
-        if self.done.count(kind) == 2:
+        if self.done.count(kind) == self.after[kind]:
             try:
                 (self.folder / kind).touch(exist_ok=False)
             except FileExistsError:
@@ -144,7 +141,7 @@ def opened(source: Any) -> CalibrationSet:
     return open_calibration_set(source, model_inputs(network()), Preprocessing())
 
 
-def prepared(data: CalibrationSet, place: Cluster | None = None, batch: int = 5) -> Prepared:
+def prepared(data: CalibrationSet, place: Cluster | None = None, *, batch: int = 5) -> Prepared:
     return prepare(
         Path("network.onnx"),
         data,
@@ -183,9 +180,7 @@ def assert_same(found: Prepared, wanted: Prepared) -> None:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Prepared:
     """What one machine finds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("warnings.filters", [("ignore", None, UserWarning, None, 0)])
-        return prepared(opened(folder))
+    return prepared(opened(folder))
 
 
 def test_a_folder_is_read_by_the_workers_with_the_same_result(
@@ -205,6 +200,7 @@ def test_arrays_and_readers_too(cluster: Cluster, alone: Prepared, tmp_path: Pat
 
 def test_workers_may_die(cluster: Cluster, folder: Path, alone: Prepared, tmp_path: Path) -> None:
     client = cluster._client
+    client.wait_for_workers(2, timeout=60)
     before = set(client.run(os.getpid).values())
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     client.register_plugin(DiesOnce(tmp_path))
@@ -238,11 +234,19 @@ def test_layers_whose_sums_do_not_fit_together_are_recorded_apart(
     assert all(len(names) == 1 for names in runs if "conv2" in names)
 
 
-def test_a_file_that_workers_do_not_see(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_workers_do_not_see(
+    cluster: Cluster, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     data = opened(tmp_path)
-    (tmp_path / "040.png").unlink()  # not the first one, which this process reads for the shapes
+    task = cluster._task
+
+    def gone(function: Any, *args: Any, priority: int) -> Any:
+        (tmp_path / "040.png").unlink(missing_ok=True)
+        return task(function, *args, priority=priority)
+
+    monkeypatch.setattr(cluster, "_task", gone)
     with pytest.raises(CalibrationError, match=r"worker .* does not see .*040\.png; put"):
         prepared(data, cluster)
 
@@ -271,7 +275,7 @@ def test_no_scheduler() -> None:
 
 def test_no_workers() -> None:
     with (
-        distributed.LocalCluster(n_workers=0, dashboard_address=None) as local,
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local,
         pytest.raises(ConfigError, match=r"no workers; start some with `dask worker tcp://"),
     ):
         connect(local.scheduler_address, timeout=0.5)

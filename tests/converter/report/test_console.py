@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from converter.front import Front, FrontPoint, Verified
 from converter.inspection import Inspection, LayerInspection
 from converter.latency import Speedup, Timing
-from converter.outcome import Conversion, LayerOutcome, Stage
+from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search, Stage
+from converter.outcome import Latency as Timed
 from converter.report.console import (
     ConsoleProgress,
     output_console,
     print_conversion,
+    print_front,
     print_inspection,
     print_message,
     print_validation,
@@ -36,7 +39,7 @@ LAYER = LayerOutcome(
     shape=(64, 32, 3, 3),
     activation="relu",
     scheme="sparse + channel",
-    rank=16,
+    ranks=(16,),
     support=8,
     macs_before=18_874_368,
     macs_after=6_291_456,
@@ -46,7 +49,14 @@ LAYER = LayerOutcome(
     status="converged",
 )
 KEPT = replace(
-    LAYER, name="conv2", scheme="kept", rank=0, support=0, error=None, reason="depthwise"
+    LAYER,
+    name="conv2",
+    scheme="kept",
+    ranks=(),
+    support=0,
+    error=None,
+    status="",
+    reason="depthwise",
 )
 CONVERSION = Conversion(
     source=Path("in.onnx"),
@@ -57,6 +67,7 @@ CONVERSION = Conversion(
     params_after=135_000,
     layers=(LAYER, KEPT),
     passes=(),
+    latency=None,
     stages=(Stage("record", 1.5), Stage("solve", 2.0)),
     notes=("the memory bound halved the patches",),
     settings={},
@@ -65,6 +76,22 @@ CONVERSION = Conversion(
     source_digest="",
     out_digest="",
     peak_memory_mib=512.0,
+)
+TIMED = Timed("cpu", 2, 1, 12.34, 4.111, 3.0, 2.9, 3.1, 12.0, 4.2)
+DROP = Drop("accuracy", 0.42, 0.1, 500)
+FRONT = Front(
+    source=Path("in.onnx"),
+    points=(
+        FrontPoint(0.0, 1.0, 1.0, 12.0, 1.0, {}),
+        FrontPoint(0.012, 3.5, 2.5, 4.2, 2.86, {}, Verified(TIMED, 3.4, 2.4, DROP)),
+    ),
+    judged_on="500 images of val",
+    stages=(Stage("record", 1.5),),
+    notes=("a note",),
+    settings={},
+    calibration={},
+    machine={},
+    source_digest="",
 )
 SIZE = Size(bytes=2**20, params=1000, macs=10**6, uncounted=())
 TIMING = Timing(4.0, 3.9, 4.1, 100, (4.0,), 1, "cpu", 2, spinning=True, settled=True)
@@ -101,11 +128,78 @@ def test_conversion_table() -> None:
     for part in ("64×32×3×3", "sparse + channel", "16", "8/32", "18.9 M", "6.29 M", "1.23 %"):
         assert part in converted
     assert "converged" in converted
-    assert "depthwise" in line_with(text, "conv2")
+    assert line_with(text, "depthwise") == "kept        conv2: depthwise"
     assert "÷ 2.00" in line_with(text, "parameters")
     assert "out.onnx" in line_with(text, "model ")
     assert "out.json" in line_with(text, "report ")
     assert "note: the memory bound halved the patches" in text
+
+
+def test_columns_without_content_are_left_out() -> None:
+    console, stream = wide()
+    layer = replace(LAYER, scheme="tucker", ranks=(16, 24), support=0)
+    print_conversion(replace(CONVERSION, layers=(layer,)), None, console)
+    assert "16×24" in line_with(stream.getvalue(), "conv1")
+    assert "channels" not in stream.getvalue()
+    assert "kept" not in stream.getvalue()
+    assert "latency" not in stream.getvalue()
+
+
+def test_latency_measured_and_predicted() -> None:
+    console, stream = wide()
+    print_conversion(replace(CONVERSION, latency=TIMED), None, console)
+    text = stream.getvalue()
+    assert line_with(text, "latency") == (
+        "latency     12.3 ms → 4.11 ms  (3.00 times faster, 2.90–3.10; batch 1, cpu, 2 threads)"
+    )
+    assert line_with(text, "predicted") == "predicted   4.20 ms, off by +2 %"
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_search_for_a_tolerance(timed: bool) -> None:
+    console, stream = wide()
+    latency = TIMED if timed else None
+    probes = (
+        Probe(2.5, 0.004, 2.9, latency, DROP, within=True),
+        Probe(5.0, 0.04, 6.2, latency, replace(DROP, points=3.0), within=False),
+    )
+    searched = Search(0.5, "500 images of val", probes)
+    print_conversion(replace(CONVERSION, search=searched), None, console)
+    text = stream.getvalue()
+    first = line_with(text, "0.42 ± 0.10 points of accuracy")
+    assert "within" in first
+    assert "2.50" in first
+    assert ("3.00 (2.90–3.10)" in first) == timed == ("speed-up" in text)
+    assert "within" not in line_with(text, "3.00 ± 0.10")
+    assert line_with(text, "tolerance") == "tolerance   0.5, on 500 images of val"
+
+
+@pytest.mark.parametrize("terminal", [100, 240])
+def test_a_front(terminal: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=terminal, markup=False, highlight=False)
+    print_front(FRONT, [Path("front.png")], console)
+    text = stream.getvalue()
+    (row,) = [line for line in text.splitlines() if "2.86" in line]
+    parts = ("4.20", "3.50", "2.50", "1.2 %", "3.00 (2.90–3.10)", "0.42 ± 0.10 points of accuracy")
+    for part in parts:
+        assert part in row
+    assert "500 images of val" in line_with(text, "drop  ")
+    assert "front.png" in line_with(text, "written")
+    assert "note: a note" in text
+
+
+def test_a_front_without_times_or_verified_points() -> None:
+    console, stream = wide()
+    points = tuple(replace(each, ms=None, speedup=None, verified=None) for each in FRONT.points)
+    print_front(replace(FRONT, points=points, judged_on=None), (), console)
+    text = stream.getvalue()
+    assert "speed-up" not in text
+    assert "drop" not in text
+    assert "3.50" in text
+    done = replace(points[1], verified=Verified(None, 3.4, 2.4, DROP))
+    print_front(replace(FRONT, points=(points[0], done)), (), console)
+    assert "÷ 3.40" in line_with(stream.getvalue(), "0.42")
 
 
 def test_inspection_table() -> None:

@@ -1,0 +1,102 @@
+"""A plan that was carried out, and layers that were put back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from converter import attempt as module
+from converter.attempt import attempt
+from converter.calibration.sets import open_calibration_set
+from converter.config import (
+    Budget,
+    CalibrationSettings,
+    Preprocessing,
+    Runtime,
+    SolverSettings,
+)
+from converter.outcome import Latency
+from converter.pace import plan
+from converter.planner.cost import count_cost
+from converter.preparation import Clock, Prepared, prepare
+from converter.progress import SILENT
+from converter.realisation import rewritten
+from converter.runtime import model_inputs
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+net (float[n, 3, 8, 8] image) => (float[n, 12, 8, 8] y) {
+    [first] a = Conv<pads = [1, 1, 1, 1]>(image, w1)
+    b = Relu(a)
+    [second] y = Conv<pads = [1, 1, 1, 1]>(b, w2)
+}"""
+SOLVER = SolverSettings(name="data-svd")
+LATENCY = Latency("cpu", 1, 1, 2.0, 1.0, 2.0, 1.9, 2.1, 2.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    random = np.random.default_rng(0)
+    model = onnx.parser.parse_model(TEXT)
+    for name, shape in (("w1", (12, 3, 3, 3)), ("w2", (12, 12, 3, 3))):
+        weight = random.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+    file = tmp_path_factory.mktemp("attempt") / "images.npy"
+    np.save(file, random.normal(size=(32, 3, 8, 8)).astype(np.float32))
+    return prepare(
+        Path("net.onnx"),
+        open_calibration_set(file, model_inputs(model), Preprocessing()),
+        model,
+        calibration=CalibrationSettings(batch=16, patches=512),
+        solver=SOLVER,
+        runtime=Runtime(threads=1),
+        progress=SILENT,
+        clock=Clock(),
+    )
+
+
+def test_without_timing_the_plan_is_the_result(prepared: Prepared) -> None:
+    choice, clock = plan(prepared, None, Budget(macs=4)), Clock()
+    done = attempt(prepared, None, choice, SOLVER, SILENT, clock, trade=True)
+    assert (done.replaced, done.latency, done.notes) == (2, None, ())
+    assert prepared.cost.macs / done.cost.macs >= 4
+    assert done.cost == count_cost(done.model, prepared.sample, label="it")
+    assert [stage.name for stage in clock.stages()] == ["fit layers"]
+
+
+@pytest.mark.parametrize("kept", [["first"], ["first", "second"], []])
+def test_layers_that_do_not_pay_are_put_back(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, kept: list[str]
+) -> None:
+    def never_slower(
+        _prepared: object, _paced: object, _chosen: object, branches: Any, _model: object
+    ) -> object:
+        left = {name: branches[name] for name in kept}
+        return rewritten(prepared, left) if left else None, left, LATENCY
+
+    monkeypatch.setattr(module, "never_slower", never_slower)
+    choice = plan(prepared, None, Budget(macs=4))
+    done = attempt(
+        prepared,
+        object(),  # type: ignore[arg-type]  # only never_slower looks into it
+        choice,
+        SOLVER,
+        SILENT,
+        Clock(),
+        trade=False,
+    )
+    assert done.replaced == len(kept)
+    assert done.latency is LATENCY
+    by_name = {layer.name: layer for layer in done.layers}
+    for name in ("first", "second"):
+        assert (by_name[name].scheme == "kept") == (name not in kept)
+    assert (done.model is prepared.source) == (not kept)
+    note = {0: "written as it is", 1: "1 layers were put back", 2: None}[len(kept)]
+    assert [note in each for each in done.notes] == [True] * len(done.notes)
+    assert len(done.notes) == (note is not None)
+    assert sum(layer.macs_after for layer in done.layers) == done.cost.macs

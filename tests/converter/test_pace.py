@@ -1,0 +1,205 @@
+"""Plans that are tried, and results that are never slower; most clocks here are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from converter import pace as module
+from converter.calibration.sets import open_calibration_set
+from converter.config import Budget, CalibrationSettings, Runtime, SolverSettings, Target
+from converter.errors import ConfigError
+from converter.fitting import branches_of_form
+from converter.latency import Speedup, Timing
+from converter.pace import Paced, never_slower, pace, plan
+from converter.planner.measurements import Measurements
+from converter.planner.milliseconds import LatencyModel
+from converter.preparation import Clock, Prepared, prepare
+from converter.progress import SILENT
+from converter.realisation import rewritten
+from converter.runtime import model_inputs
+from converter.schemes import KEEP, Candidate, Form
+
+PATH = Path("two.onnx")
+FIRST, SECOND = "first", "second"
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    random = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> two (float[n, 8, 8, 8] x) => (float[n, 12, 8, 8] y)'
+        "<float[16, 8, 3, 3] a, float[12, 16, 3, 3] b> {"
+        "  h = Conv <pads=[1,1,1,1]> (x, a)  r = Relu(h)  y = Conv <pads=[1,1,1,1]> (r, b) }"
+    )
+    for node, name in ((0, FIRST), (2, SECOND)):
+        model.graph.node[node].name = name
+    del model.graph.initializer[:]
+    for name, shape in (("a", (16, 8, 3, 3)), ("b", (12, 16, 3, 3))):
+        weight = random.standard_normal(shape).astype(np.float32) / 10
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    images: NDArray[np.float32] = random.standard_normal((16, 8, 8, 8)).astype(np.float32)
+    data = open_calibration_set(_Reader(images), model_inputs(model), None)  # type: ignore[arg-type]
+    return prepare(
+        PATH,
+        data,
+        model,
+        calibration=CalibrationSettings(patches=256),
+        solver=SolverSettings(),
+        runtime=Runtime(threads=1),
+        progress=SILENT,
+        clock=Clock(),
+    )
+
+
+class _Reader:
+    """A calibration data reader over one array, one image at a time."""
+
+    def __init__(self, images: NDArray[np.float32]) -> None:
+        self._images = images
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._rows = iter(self._images)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        row = next(self._rows, None)
+        return None if row is None else {"x": row[None]}
+
+
+def paced(prepared: Prepared, ms_per_mac: float, rest_ms: float = 0.0) -> Paced:
+    """Candidates whose milliseconds are their MACs, times a factor."""
+    candidates = {
+        name: tuple(dataclasses.replace(one, ms=one.macs * ms_per_mac) for one in each)
+        for name, each in prepared.candidates.items()
+    }
+    curves = {
+        name: {KEEP.family: (np.array([each[0].macs]), np.array([each[0].ms]))}
+        for name, each in candidates.items()
+    }
+    model = LatencyModel(rest_ms, curves, ())  # type: ignore[arg-type]
+    return Paced(Target(Runtime(threads=1)), {}, model, candidates)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, ratios: list[float]) -> list[int]:
+    """Give made-up speed-ups, one for each timing, the last one again and again; count the timings."""
+    asked: list[int] = []
+
+    def time_against(_original: object, models: dict[str, object], *_: object) -> object:
+        ratio = ratios[min(len(asked), len(ratios) - 1)]
+        asked.append(len(models))
+        timings = {
+            name: Timing(ms, ms, ms, 1, (ms,), 1, "cpu", 1, spinning=True, settled=True)
+            for name, ms in (("original", 1.0), *((name, 1 / ratio) for name in models))
+        }
+        return timings, {name: Speedup(ratio, ratio, ratio) for name in models}
+
+    monkeypatch.setattr(module, "time_against", time_against)
+    return asked
+
+
+def test_without_milliseconds_the_budget_in_macs_is_met(prepared: Prepared) -> None:
+    choice = plan(prepared, None, Budget(macs=2))
+    rest = prepared.cost.macs - sum(each[0].macs for each in prepared.candidates.values())
+    assert rest + choice.totals["macs"] <= prepared.cost.macs / 2
+
+
+def test_a_plan_that_misses_its_speedup_is_made_again_with_a_tighter_limit(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    asked = clock(monkeypatch, [1.5, 3.0])
+    choice = plan(prepared, timed, Budget(speedup=2))
+    assert len(asked) == 2
+    assert timed.predicted_ms(choice.chosen) <= timed.model.original_ms / (2 * 2 / 1.5)
+
+
+def test_a_plan_that_meets_its_speedup_is_tried_once(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = clock(monkeypatch, [2.1])
+    plan(prepared, paced(prepared, 1e-6), Budget(speedup=2))
+    assert len(asked) == 1
+
+
+def test_a_speedup_beyond_the_cheapest_forms_is_refused_with_what_can_be_reached(
+    prepared: Prepared,
+) -> None:
+    with pytest.raises(ConfigError, match=r"--speedup 500"):
+        plan(prepared, paced(prepared, 1e-6, rest_ms=1.0), Budget(speedup=500))
+
+
+def test_a_latency_is_compared_with_what_the_original_takes(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    clock(monkeypatch, [2.6])  # the original takes 1 ms on this clock
+    choice = plan(prepared, timed, Budget(latency_ms=0.4))
+    assert timed.predicted_ms(choice.chosen) <= timed.model.original_ms / 2.5
+
+
+def finished(prepared: Prepared) -> tuple[dict[str, Candidate], dict[str, object], onnx.ModelProto]:
+    """A plan that replaces both layers, its branches, and the model."""
+    chosen = {
+        name: next(one for one in each if one.form.scheme == "channel")
+        for name, each in prepared.candidates.items()
+    }
+    branches = {
+        name: branches_of_form(prepared.geometries[name], one.form) for name, one in chosen.items()
+    }
+    return chosen, branches, rewritten(prepared, branches)  # type: ignore[return-value]
+
+
+def test_a_model_that_is_faster_stays_whole(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    clock(monkeypatch, [1.2])
+    kept, left, latency = never_slower(prepared, paced(prepared, 1e-6), chosen, branches, model)  # type: ignore[arg-type]
+    assert kept is model
+    assert set(left) == {FIRST, SECOND}
+    assert latency.speedup == 1.2
+
+
+def test_layers_that_do_not_pay_are_put_back_first(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    slow = dataclasses.replace(chosen[FIRST], ms=timed.candidates[FIRST][0].ms + 1.0)  # type: ignore[operator]
+    fast = dataclasses.replace(chosen[SECOND], ms=0.0)
+    clock(monkeypatch, [0.9, 1.1])
+    kept, left, _ = never_slower(prepared, timed, {FIRST: slow, SECOND: fast}, branches, model)  # type: ignore[arg-type]
+    assert set(left) == {SECOND}
+    assert kept is not None
+    outputs = {name for node in kept.graph.node for name in node.output}
+    assert any(name.startswith(f"{SECOND}/") for name in outputs)
+    assert not any(name.startswith(f"{FIRST}/") for name in outputs)
+
+
+def test_where_nothing_pays_the_original_is_what_is_left(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    clock(monkeypatch, [0.8])
+    kept, left, latency = never_slower(prepared, paced(prepared, 1e-6), chosen, branches, model)  # type: ignore[arg-type]
+    assert kept is None
+    assert left == {}
+    assert latency.speedup == 1.0
+
+
+def test_real_clocks_give_every_offered_candidate_its_milliseconds(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    timed = pace(prepared, Target(Runtime(threads=1), batch=2), Measurements(tmp_path), SILENT)
+    assert timed.feeds["x"].shape == (2, 8, 8, 8)
+    for name, each in timed.candidates.items():
+        assert each[0].form == KEEP
+        assert all(one.ms is not None and one.ms >= 0 for one in each)
+        assert {one.form for one in each} <= {one.form for one in prepared.candidates[name]}
+        assert Form("channel", (1,)) in {one.form for one in each}
