@@ -8,7 +8,8 @@ result is that of one machine, but for the order in which floating-point numbers
 Nothing is kept on a worker that the scheduler could not have computed once more, so workers may die: the
 model, and samples that only this process can make, travel in the tasks themselves, by way of the
 scheduler, and stay there until they are used up. Images in folders and `.npy` and `.npz` files are read by
-the workers, which must see them under the same path; data readers are gone through here. What the forms of layers are predicted from never leaves the workers.
+the workers, which must see them under the same path; data readers are gone through here. What the forms
+of layers are predicted from never leaves the workers.
 
 Memory of a worker: it runs one of these tasks at a time, with all its threads, and so much as
 `memory_mib` of `CalibrationSettings` is enough for it:

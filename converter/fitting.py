@@ -215,7 +215,7 @@ def predict(task: Task) -> tuple[Candidate, ...]:
         return torch.from_numpy(_own(array)).to(task.device)
 
     moments = None
-    if task.gram is not None and task.unseen is not None and len(task.unseen):
+    if task.gram is not None and task.unseen is not None:
         moments = Moments(tensor(task.gram), tensor(task.unseen), task.geometry.taps)
     evidence = Evidence(
         weight=tensor(task.weight),

@@ -342,7 +342,8 @@ class Moments:
     gram : Tensor of shape (D, D), float32
         Their covariance, not damped.
     unseen : Tensor of shape (m, D), float32
-        Patches of images that `gram` has not seen, less the mean patch.
+        Patches of images that `gram` has not seen, less the mean patch; none where there are fewer than
+        eight images.
     taps : int
         Kernel taps of one input channel.
     """
@@ -461,10 +462,12 @@ def _beside(
 
 
 def _effect(moments: Moments, missed: Tensor, metric: Tensor) -> float:
-    """Mean of ‖Ω^½ (W − Ŵ) x‖² over the unseen patches."""
+    """Mean of ‖Ω^½ (W − Ŵ) x‖² over the unseen patches; over those of the fit where there are none."""
+    if not len(moments.unseen):
+        return float(((metric.to(missed.dtype) @ missed) * (missed @ moments.gram)).sum())
     errors = moments.unseen @ missed.T
     weighed = errors @ metric.to(errors.dtype)
-    return float((weighed * errors).sum()) / max(len(errors), 1)
+    return float((weighed * errors).sum()) / len(errors)
 
 
 class _Fit:

@@ -238,7 +238,12 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     assert report["source_digest"] == file_digest(done.source)
     assert report["out_digest"] == file_digest(done.out)
     assert report["macs_reduction"] == done.macs_before / done.macs_after >= 2 * (1 - 1e-5)
-    assert report["settings"]["budget"] == {"macs": 2, "params": None}
+    assert report["settings"]["budget"] == {
+        "macs": 2,
+        "params": None,
+        "speedup": None,
+        "latency_ms": None,
+    }
     assert report["settings"]["solver"]["name"] == "admm"
     assert report["settings"]["calibration"]["patches"] == 512
     assert report["calibration"]["images"] == 48
