@@ -113,7 +113,7 @@ def test_a_plan_that_misses_its_speedup_is_made_again_with_a_tighter_limit(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = paced(prepared, 1e-6)
-    asked = clock(monkeypatch, [1.5, 3.0])
+    asked = clock(monkeypatch, [1.5, 2.1])
     choice = plan(prepared, timed, Budget(speedup=2))
     assert len(asked) == 2
     assert timed.predicted_ms(choice.chosen) <= timed.model.original_ms / (2 * 2 / 1.5)
@@ -125,6 +125,27 @@ def test_a_plan_that_meets_its_speedup_is_tried_once(
     asked = clock(monkeypatch, [2.1])
     plan(prepared, paced(prepared, 1e-6), Budget(speedup=2))
     assert len(asked) == 1
+
+
+def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    asked = clock(monkeypatch, [4.0, 2.1])
+    choice = plan(prepared, timed, Budget(speedup=2))
+    assert len(asked) == 2
+    assert timed.predicted_ms(choice.chosen) > timed.model.original_ms / 2
+
+
+def test_a_plan_within_macs_that_reads_slower_must_promise_more(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    asked = clock(monkeypatch, [0.9, 1.0])
+    choice = plan(prepared, timed, Budget(macs=1.2))
+    free = plan(prepared, None, Budget(macs=1.2))
+    assert len(asked) == 2
+    assert timed.predicted_ms(choice.chosen) < timed.model.rest_ms + free.totals["macs"] * 1e-6
 
 
 def test_a_speedup_beyond_the_cheapest_forms_is_refused_with_what_can_be_reached(
@@ -173,7 +194,7 @@ def test_layers_that_do_not_pay_are_put_back_first(
     timed = paced(prepared, 1e-6)
     slow = dataclasses.replace(chosen[FIRST], ms=timed.candidates[FIRST][0].ms + 1.0)  # type: ignore[operator]
     fast = dataclasses.replace(chosen[SECOND], ms=0.0)
-    clock(monkeypatch, [0.9, 1.1])
+    clock(monkeypatch, [0.9, 0.9, 1.1])
     kept, left, _ = never_slower(prepared, timed, {FIRST: slow, SECOND: fast}, branches, model)  # type: ignore[arg-type]
     assert set(left) == {SECOND}
     assert kept is not None
