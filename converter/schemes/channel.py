@@ -79,7 +79,9 @@ class Channel:
             channel_cost=per_channel,
             block=block_of(geometry),
         )
-        return Admm(iterations=effort.iterations, rounds=effort.rounds).solve(problem, allowance)
+        sizes = None if effort.trade else (form.ranks[0], form.support)
+        admm = Admm(iterations=effort.iterations, rounds=effort.rounds)
+        return admm.solve(problem, allowance, sizes)
 
     def shapes(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Shapes of down (r, D) and up (N, r)."""

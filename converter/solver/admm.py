@@ -109,7 +109,9 @@ class Admm:
     rho: float = 10.0
     work: float = 2e11
 
-    def solve(self, problem: Problem, allowance: Allowance) -> Solution:
+    def solve(
+        self, problem: Problem, allowance: Allowance, sizes: tuple[int, int] | None = None
+    ) -> Solution:
         """Choose S and L within `allowance`.
 
         Parameters
@@ -117,6 +119,8 @@ class Admm:
         problem : Problem
         allowance : Allowance
             At least one rank or one channel must fit into it.
+        sizes : tuple of (int, int) or None, default None
+            Rank of L and channels of S where they are settled, and only which channels is not.
 
         Returns
         -------
@@ -126,7 +130,12 @@ class Admm:
         coordinates = Coordinates(problem)
         most = allowance.rank_beside(0, min(problem.weight.shape))
         path, history, status = self._path(coordinates, allowance, max(most, 1))
-        candidates = _structures(path, allowance, most)
+        if sizes is None:
+            candidates = _structures(path, allowance, most)
+        else:
+            rank, support = sizes
+            order = _order(path)
+            candidates = [Structure(tuple(sorted(order[:support])), rank)]
         chosen, least = candidates[0], math.inf
         if len(candidates) > 1:
             for structure in candidates:
@@ -350,16 +359,21 @@ def _largest_eigenvalue(matrix: Tensor) -> float:
     return 1.1 * value
 
 
+def _order(path: list[_Point]) -> list[int]:
+    """Channels that the path has kept at all, the last to be removed first."""
+    rank_of: dict[int, tuple[int, int]] = {}
+    for at, point in enumerate(path):
+        for place, channel in enumerate(point.order):
+            rank_of[channel] = (-at, place)
+    return sorted(rank_of, key=lambda channel: rank_of[channel])
+
+
 def _structures(path: list[_Point], allowance: Allowance, most: int) -> list[Structure]:
     """Structures worth a polish: L alone, the path's own, and shares of the budget given to S.
 
     Channels are taken in the order in which λ removes them: the last to go first.
     """
-    rank_of: dict[int, tuple[int, int]] = {}
-    for at, point in enumerate(path):
-        for place, channel in enumerate(point.order):
-            rank_of[channel] = (-at, place)
-    order = sorted(rank_of, key=lambda channel: rank_of[channel])
+    order = _order(path)
     affordable = int(allowance.total / allowance.channel_cost + 1e-9)
     sizes = [len(point.order) for point in path[-2:]]
     sizes += [round(share * affordable) for share in SUPPORT_SHARES]

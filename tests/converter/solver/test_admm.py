@@ -321,3 +321,10 @@ def test_what_it_gives_is_the_polish_of_its_structure() -> None:
     again = polish(Coordinates(problem), structure, QUICK.rounds)
     assert solution.unseen == again.unseen
     assert torch.equal(solution.weight(CHANNELS), again.weight(CHANNELS))
+
+
+def test_settled_sizes_leave_only_the_choice_of_channels() -> None:
+    problem, _ = planted()
+    sizes = (PLANTED_RANK + 1, len(PLANTED))
+    solution = QUICK.solve(problem, allowed(PLANTED_COST + RANK_COST), sizes)
+    assert (solution.rank, solution.support.tolist()) == (PLANTED_RANK + 1, list(PLANTED))
