@@ -222,7 +222,6 @@ def _page(rows: list[Row]) -> str:
         "- Speed-up: ratio of the medians of interleaved runs, two threads, with its 95 % interval.",
         "  Predicted: latency of the converted model as planned over as measured, less 1.",
         "  Seconds and memory: the whole program `twofold convert`.",
-        "- Side by side with other tools: [peers.md](peers.md).",
         "",
         "| model | asked for | MACs ÷ | params ÷ | images | top-1 before | after | change | allowed | "
         "speed-up, batch 1 | batch 32 | predicted | seconds | peak MiB |",
@@ -236,6 +235,13 @@ def _page(rows: list[Row]) -> str:
             f"{allowed} | {row.batch_1} | {row.batch_32} | {100 * row.off:+.0f} % | "
             f"{row.seconds:.0f} | {row.memory_mib:,.0f} |"
         )
+    missing = [
+        f"{target.name} `{ask}`"
+        for target, ask in _all_asks()
+        if not any((row.model, row.budget) == (target.name, str(ask)) for row in rows)
+    ]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 

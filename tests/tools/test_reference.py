@@ -41,8 +41,16 @@ def test_rows_come_in_the_order_of_models_and_what_is_asked_of_them() -> None:
 
 
 def test_what_is_allowed_and_predicted_stands_beside_what_was_measured() -> None:
-    asked, free = _page([row("VGG-16", "--macs 4", 0.4), row("x", "--macs 2")]).splitlines()[-2:]
+    page = _page([row("VGG-16", "--macs 4", 0.4), row("x", "--macs 2")])
+    asked, free = [line for line in page.splitlines() if line.startswith("| ")][-2:]
     assert "| -0.50 ± 0.25 | ≥ −0.4 |" in asked
     assert "| -0.50 ± 0.25 | – |" in free
     assert "| 5,000 | 88.00 % | 87.50 % |" in asked
     assert "| -3 % | 40 | 1,234 |" in asked
+
+
+def test_what_was_not_run_is_named() -> None:
+    last = _page([row("VGG-16", "--macs 4", 0.4)]).splitlines()[-1]
+    assert last.startswith("Not run yet: ResNet-20 `--macs 2`, ")
+    assert "VGG-16 `--macs 4`" not in last
+    assert "VGG-16 `--macs 8`" in last
