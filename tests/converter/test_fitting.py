@@ -185,9 +185,15 @@ def test_without_patches_only_the_closed_form_is_offered(recorded: Recorded) -> 
     assert {c.form.family for c in predict(task)} == {"keep", "channel"}
 
 
-def test_few_images_leave_no_patch_unseen_and_only_the_closed_form(recorded: Recorded) -> None:
-    task = dataclasses.replace(recorded.task(), unseen=np.zeros((0, CHANNELS * 9), np.float32))
-    assert {c.form.family for c in predict(task)} == {"keep", "channel"}
+def test_few_images_leave_no_patch_unseen_and_those_of_the_fit_judge(recorded: Recorded) -> None:
+    whole = recorded.task()
+    task = dataclasses.replace(whole, unseen=np.zeros((0, CHANNELS * 9), np.float32))
+    found = predict(task)
+    assert [c.form for c in found] == [c.form for c in predict(whole)]
+    for each in found[1:]:
+        assert each.effect > 0
+    by_rank = [c.effect for c in found if c.form.family == "spatial"]
+    assert by_rank == sorted(by_rank, reverse=True)
 
 
 def test_patches_are_wanted_where_a_scheme_looks_at_them(recorded: Recorded) -> None:
