@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.schemes.base import Effort, Evidence, spread, usable_ranks
-from converter.schemes.form import Form, Geometry
+from converter.schemes.base import spread, usable_ranks
+from converter.schemes.form import Geometry
+from converter.schemes.shared import SharedFactor
 from passes.split import Factor
 
 if TYPE_CHECKING:
-    from converter.solver.problem import Problem
     from converter.solver.shared import Groups
-    from converter.solver.solution import Solution
 
 __all__ = ["Spatial"]
 
@@ -27,11 +26,10 @@ ANCHORS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 1 / 2, 3 / 4)
 """Fractions of the rank that saves nothing, whose effect is measured."""
 
 
-class Spatial:
+class Spatial(SharedFactor):
     """Two Convs, one along each axis of a two-dimensional kernel."""
 
     name = "spatial"
-    whole_patches = True
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """All usable ranks that save weights, where the kernel has two sides longer than 1."""
@@ -59,26 +57,7 @@ class Spatial:
         macs = first * between + second * geometry.positions
         return float(macs), float(first + second)
 
-    def effects(
-        self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
-        """Fit each rank, linearly, on patches of the original."""
-        from converter.solver.shared import effects_of_shared
-
-        assert evidence.moments is not None, "the scheme asked for whole patches"
-        groups = self._groups(geometry, str(evidence.weight.device))
-        return effects_of_shared(
-            evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
-        )
-
-    def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
-        """Alternate the two Convs, linearly first, then through the activation."""
-        from converter.solver.shared import polish_shared
-
-        groups = self._groups(geometry, str(problem.weight.device))
-        return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
-
-    def _groups(self, geometry: Geometry, device: str) -> Groups:
+    def groups(self, geometry: Geometry, device: str) -> Groups:
         """One group for each column of the kernel: (kw, C·kh)."""
         import torch
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.schemes.base import Effort, Evidence, spread, usable_ranks
-from converter.schemes.form import Form, Geometry
+from converter.schemes.base import spread, usable_ranks
+from converter.schemes.form import Geometry
+from converter.schemes.shared import SharedFactor
 from passes.split import Factor
 
 if TYPE_CHECKING:
-    from converter.solver.problem import Problem
     from converter.solver.shared import Groups
-    from converter.solver.solution import Solution
 
 __all__ = ["Tucker"]
 
@@ -28,11 +27,10 @@ SECOND = (0.75, 1.0, 1.5)
 """r₂ as fractions of r₁ · N / C."""
 
 
-class Tucker:
+class Tucker(SharedFactor):
     """A small Conv between two 1×1 Convs, for kernels of more than one tap."""
 
     name = "tucker"
-    whole_patches = True
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """Pairs over a grid that save weights."""
@@ -61,26 +59,7 @@ class Tucker:
         macs = opening * int(np.prod(geometry.in_shape)) + rest * geometry.positions
         return float(macs), float(opening + rest)
 
-    def effects(
-        self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
-        """Fit each pair, linearly, on patches of the original."""
-        from converter.solver.shared import effects_of_shared
-
-        assert evidence.moments is not None, "the scheme asked for whole patches"
-        groups = self._groups(geometry, str(evidence.weight.device))
-        return effects_of_shared(
-            evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
-        )
-
-    def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
-        """Alternate the first Conv and the other two, linearly first, then through the activation."""
-        from converter.solver.shared import polish_shared
-
-        groups = self._groups(geometry, str(problem.weight.device))
-        return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
-
-    def _groups(self, geometry: Geometry, device: str) -> Groups:
+    def groups(self, geometry: Geometry, device: str) -> Groups:
         """One group for each tap: (k, C)."""
         import torch
 

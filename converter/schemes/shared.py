@@ -1,0 +1,46 @@
+"""What `spatial` and `tucker` have in common: prediction and fit with a shared first factor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from converter.schemes.base import Effort, Evidence
+from converter.schemes.form import Form, Geometry
+
+if TYPE_CHECKING:
+    from converter.solver.problem import Problem
+    from converter.solver.shared import Groups
+    from converter.solver.solution import Solution
+
+__all__ = ["SharedFactor"]
+
+
+class SharedFactor(ABC):
+    """A scheme whose first factor groups of columns share; see `converter.solver.shared`."""
+
+    whole_patches = True
+
+    @abstractmethod
+    def groups(self, geometry: Geometry, device: str) -> Groups:
+        """Say which columns share the first factor."""
+
+    def effects(
+        self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
+    ) -> list[float]:
+        """Fit each of `ranks`, linearly, on patches of the original."""
+        from converter.solver.shared import effects_of_shared
+
+        assert evidence.moments is not None, "the scheme asked for whole patches"
+        groups = self.groups(geometry, str(evidence.weight.device))
+        return effects_of_shared(
+            evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
+        )
+
+    def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
+        """Alternate the first factor and the others, linearly first, then through the activation."""
+        from converter.solver.shared import polish_shared
+
+        groups = self.groups(geometry, str(problem.weight.device))
+        return polish_shared(problem, groups, form.ranks, form.support, effort.rounds)
