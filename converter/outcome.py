@@ -88,8 +88,8 @@ class Latency:
         Measured medians.
     speedup, low, high : float
         Original over converted, and its 95 % interval.
-    predicted_original_ms, predicted_ms : float
-        What the measurements of single layers had promised.
+    predicted_ms : float
+        What the plan had promised, relative to the original in the same runs.
     """
 
     provider: str
@@ -100,7 +100,6 @@ class Latency:
     speedup: float
     low: float
     high: float
-    predicted_original_ms: float
     predicted_ms: float
 
     @property

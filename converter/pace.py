@@ -1,16 +1,18 @@
 """Milliseconds in a plan: candidates get theirs, plans are tried, and no result is slower.
 
 A plan is tried before anything is fitted: with random weights it takes the same time. Where it misses
-what was asked, the limit of the next one moves by as much. The finished model is timed again, in turns
-with the original, and layers that do not pay are put back.
+what was asked, the limit of the next one moves by as much. What whole plans read also corrects what the
+measurements of single layers add up to. The finished model is timed again, in turns with the original, and
+layers that do not pay are put back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing, measure_latency, speedup
 from converter.outcome import Latency
-from converter.planner.choice import Choice, Limit, choose
+from converter.planner.choice import Choice, Limit, choose, frontier
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import LatencyModel, Point, measure_layers
 from converter.preparation import Prepared
@@ -47,6 +49,10 @@ STEP = 1.05
 READINGS = 2
 """A model counts as slower where it reads so in all of them, each with sessions of its own: one session may
 be unlucky with its threads, and a small network then reads a quarter slower."""
+READ_PLANS = 3
+"""Plans between the original and the cheapest that are read as wholes, to correct predictions by."""
+LEAST_MS = 1e-6
+"""No model takes less: what nothing was measured of would divide by zero."""
 TRIAL_SECONDS = 1.0
 FINAL_SECONDS = 2.0
 
@@ -63,16 +69,37 @@ class Paced:
     model : LatencyModel
     candidates : dict of str to tuple of Candidate
         By layer; forms whose time could not be measured are left out.
+    readings : dict of float to float
+        Of whole plans that were timed against the original: the speed-up that their layers add up to,
+        and the one that was read. `_tried` adds to them.
     """
 
     target: Target
     feeds: dict[str, NDArray[Any]]
     model: LatencyModel
     candidates: dict[str, tuple[Candidate, ...]]
+    readings: dict[float, float] = field(default_factory=dict)
+
+    def added_up(self, chosen: Mapping[str, Candidate]) -> float:
+        """Speed-up of the whole model with these forms, as its layers add up."""
+        ms = self.model.rest_ms + sum(each.ms or 0.0 for each in chosen.values())
+        return self.model.original_ms / max(ms, LEAST_MS)
+
+    def predicted_speedup(self, chosen: Mapping[str, Candidate]) -> float:
+        """Speed-up of the whole model with these forms, corrected by the plans that were read.
+
+        The correction is interpolated over the logarithm of the speed-up. It is 1 for the original and
+        stays what it is beyond the outermost plan.
+        """
+        added_up = self.added_up(chosen)
+        known = sorted({1.0: 1.0, **self.readings}.items())
+        at = [math.log(promised) for promised, _ in known]
+        off = [math.log(read / promised) for promised, read in known]
+        return added_up * math.exp(float(np.interp(math.log(added_up), at, off)))
 
     def predicted_ms(self, chosen: Mapping[str, Candidate]) -> float:
         """Milliseconds of the whole model with these forms."""
-        return self.model.rest_ms + sum(each.ms or 0.0 for each in chosen.values())
+        return self.model.original_ms / self.predicted_speedup(chosen)
 
 
 def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Progress) -> Paced:
@@ -102,7 +129,19 @@ def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Prog
         ]
         kept = dataclasses.replace(timed[0], ms=timed[0].ms or 0.0)
         candidates[name] = (kept, *(one for one in timed[1:] if one.ms is not None))
-    return Paced(target, feeds, model, candidates)
+    paced = Paced(target, feeds, model, candidates)
+    _read_plans(prepared, paced)
+    return paced
+
+
+def _read_plans(prepared: Prepared, paced: Paced) -> None:
+    """Time a few plans of the front, so that what earlier plans measured is corrected for today.
+
+    Single layers are measured in one session or in few, and many of them on another day; a whole plan in
+    turns with the original has neither fault.
+    """
+    plans = frontier(paced.candidates, "ms", READ_PLANS + 1)[:-1]
+    _tried(prepared, paced, {str(number): each for number, each in enumerate(plans)})
 
 
 def _feeds(prepared: Prepared, target: Target) -> dict[str, NDArray[Any]]:
@@ -181,7 +220,7 @@ def _in_time(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence[
             if fastest is None:
                 raise
             break
-        found = _tried(prepared, paced, choice).ratio
+        found = _tried(prepared, paced, {"plan": choice})["plan"]
         if fastest is None or found > fastest[0]:
             fastest = found, choice
         if found >= aim:
@@ -197,9 +236,9 @@ def _not_slower(prepared: Prepared, paced: Paced, limits: Sequence[Limit]) -> Ch
     """Meet a budget that is not in time, by a plan that is no slower than the original if there is one."""
     choice = choose(paced.candidates, limits)
     for _ in range(TRIALS):
-        if _tried(prepared, paced, choice).ratio >= 1.0:
+        if _tried(prepared, paced, {"plan": choice})["plan"] >= 1.0:
             break
-        promised = paced.model.original_ms / paced.predicted_ms(choice.chosen)
+        promised = paced.added_up(choice.chosen)
         faster = _time_limit(paced, max(promised, 1.0) * STEP, "no slower", factor=True)
         try:
             choice = choose(paced.candidates, [*limits, faster])
@@ -230,17 +269,25 @@ def _limits(prepared: Prepared, budget: Budget) -> list[Limit]:
     return limits
 
 
-def _tried(prepared: Prepared, paced: Paced, choice: Choice) -> Speedup:
-    """Time a plan with random weights against the original."""
-    branches = {
-        name: branches_of_form(prepared.geometries[name], each.form)
-        for name, each in choice.chosen.items()
-        if each.form != KEEP
-    }
-    if not branches:
-        return Speedup(1.0, 1.0, 1.0)
-    models = {"plan": rewritten(prepared, branches)}
-    return time_against(prepared.original, models, paced, TRIAL_SECONDS)[1]["plan"]
+def _tried(prepared: Prepared, paced: Paced, plans: Mapping[str, Choice]) -> dict[str, float]:
+    """Time plans with random weights against the original; their speed-ups, which `paced` keeps too."""
+    models = {}
+    for plan_name, choice in plans.items():
+        branches = {
+            name: branches_of_form(prepared.geometries[name], each.form)
+            for name, each in choice.chosen.items()
+            if each.form != KEEP
+        }
+        if branches:
+            models[plan_name] = rewritten(prepared, branches)
+    if not models:
+        return dict.fromkeys(plans, 1.0)
+    speedups = time_against(prepared.original, models, paced, TRIAL_SECONDS)[1]
+    found = {name: speedups[name].ratio if name in speedups else 1.0 for name in plans}
+    paced.readings.update(
+        (paced.added_up(plans[name].chosen), speedups[name].ratio) for name in models
+    )
+    return found
 
 
 def time_against(
@@ -323,6 +370,8 @@ def _latency(
     gained: Speedup,
     forms: Mapping[str, Candidate],
 ) -> Latency:
+    # at the speed that the machine had in these very turns
+    predicted = timings["original"].median_ms / paced.predicted_speedup(forms)
     return Latency(
         provider=paced.target.runtime.provider,
         threads=paced.target.runtime.thread_count,
@@ -332,6 +381,5 @@ def _latency(
         speedup=gained.ratio,
         low=gained.low,
         high=gained.high,
-        predicted_original_ms=paced.model.original_ms,
-        predicted_ms=paced.predicted_ms(forms),
+        predicted_ms=predicted,
     )

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 import converter
 from converter.calibration.sets import CalibrationSet, open_calibration_set
-from converter.config import Budget, Preprocessing, preprocessing_from_options
+from converter.config import Budget, Preprocessing
 from converter.model_file import load_model, save_model, write_text_atomically
 from converter.planner.cost import count_cost
 from converter.preparation import normalised
@@ -215,7 +215,7 @@ def _cases(shared: Path, work: Path, only: Sequence[str] | None) -> list[Case]:
             model=shared / "models" / target.file,
             calib=images / "calib",
             val=images / "val",
-            preprocessing=_preprocessing(target.preparation),
+            preprocessing=target.preprocessing(),
             macs=BUDGETS[target.name],
             work=work,
         )
@@ -226,15 +226,6 @@ def _cases(shared: Path, work: Path, only: Sequence[str] | None) -> list[Case]:
     if not found:
         sys.exit(f"no such reference model lies in {shared / 'models'}; name --shared")
     return found
-
-
-def _preprocessing(options: Sequence[str]) -> Preprocessing:
-    """Read the options of `twofold convert` that a reference model's images need."""
-    named: dict[str, Any] = {
-        option.removeprefix("--"): value
-        for option, value in zip(options[::2], options[1::2], strict=True)
-    }
-    return preprocessing_from_options(**named)
 
 
 def _measure(case: Case, name: str, images: int | None, seconds: float) -> Row:

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from converter.config import Preprocessing, preprocessing_from_options
 from converter.model_file import write_text_atomically
 from converter.runtime import machine
 
@@ -52,6 +53,14 @@ class Target:
     file: str
     preparation: tuple[str, ...]
     asks: tuple[Ask, ...]
+
+    def preprocessing(self) -> Preprocessing:
+        """Read the options that say how images are prepared."""
+        options: dict[str, Any] = {
+            option.removeprefix("--"): value
+            for option, value in zip(self.preparation[::2], self.preparation[1::2], strict=True)
+        }
+        return preprocessing_from_options(**options)
 
 
 TARGETS = (
@@ -154,13 +163,13 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) ->
     )
     data = shared / "data" / "cifar10"
     started = time.monotonic()
-    memory = _twofold(
+    memory = run_twofold(
         "convert", str(model), "--calib", str(data / "calib"), "--out", str(small), *ask.options,
         "--report", str(report), "--cache", str(work / "cache"), *target.preparation,
         probe=work / "memory",
     )  # fmt: skip
     seconds = time.monotonic() - started
-    _twofold(
+    run_twofold(
         "validate", str(model), str(small), "--data", str(data / "val"), "--json", str(comparison),
         *target.preparation, probe=work / "memory",
     )  # fmt: skip
@@ -190,7 +199,7 @@ def _speed(entry: dict[str, Any]) -> str:
     return f"{ratio['ratio']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
 
 
-def _twofold(*arguments: str, probe: Path) -> float:
+def run_twofold(*arguments: str, probe: Path) -> float:
     """Run the program; its peak resident memory in MiB."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     code = MEMORY_PROBE.format(path=str(probe))

@@ -25,14 +25,24 @@ from converter.errors import SolverError
 from converter.solver.prox import activate
 from passes.activation import Activation
 
-__all__ = ["DAMPING", "Coordinates", "Patches", "Problem", "metric_roots"]
+__all__ = ["DAMPING", "Coordinates", "Patches", "Problem", "damping", "metric_roots"]
 
 DAMPING = 1e-2
 """Share of the mean variance that is added to every feature's; directions that the patches hardly
 know are then hardly moved, which also keeps the fit from learning its own patches by heart."""
 
+SCARCE = 0.2
+"""Where patches are few for their length, this times length over number is added instead: on the deep
+layers of a VGG-16 (4,608 values, 7,000 to 16,000 patches) it lowered the error on patches and on images
+that the fits did not see, and raised it on those they saw."""
+
 METRIC_FLOOR = 1e-2
 """Share of the mean of Ω's diagonal that is added to it: no direction of the response is free."""
+
+
+def damping(width: int, patches: int) -> float:
+    """Share of the mean variance that is added to that of each of `width` features, known by `patches`."""
+    return max(DAMPING, SCARCE * width / max(patches, 1))
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,8 @@ class Coordinates:
             raise SolverError(
                 "a layer's recorded activations are not finite; look for NaN or infinite values"
             )
-        covariance.diagonal().add_(DAMPING * scale if scale > 0 else 1.0)
+        share = damping(len(covariance), len(features))
+        covariance.diagonal().add_(share * scale if scale > 0 else 1.0)
         self.root = torch.linalg.cholesky(covariance).to(features.dtype)
         self.half, self.inverse_half = metric_roots(problem.metric, problem.weight)
         self.seen = self._side(features, seen)

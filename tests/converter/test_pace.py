@@ -116,7 +116,7 @@ def test_a_plan_that_misses_its_speedup_is_made_again_with_a_tighter_limit(
     asked = clock(monkeypatch, [1.5, 2.1])
     choice = plan(prepared, timed, Budget(speedup=2))
     assert len(asked) == 2
-    assert timed.predicted_ms(choice.chosen) <= timed.model.original_ms / (2 * 2 / 1.5)
+    assert timed.added_up(choice.chosen) >= 2 * 2 / 1.5
 
 
 def test_a_plan_that_meets_its_speedup_is_tried_once(
@@ -134,7 +134,7 @@ def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
     asked = clock(monkeypatch, [4.0, 2.1])
     choice = plan(prepared, timed, Budget(speedup=2))
     assert len(asked) == 2
-    assert timed.predicted_ms(choice.chosen) > timed.model.original_ms / 2
+    assert timed.added_up(choice.chosen) < 2
 
 
 def test_a_plan_within_macs_that_reads_slower_must_promise_more(
@@ -143,9 +143,27 @@ def test_a_plan_within_macs_that_reads_slower_must_promise_more(
     timed = paced(prepared, 1e-6)
     asked = clock(monkeypatch, [0.9, 1.0])
     choice = plan(prepared, timed, Budget(macs=1.2))
-    free = plan(prepared, None, Budget(macs=1.2))
     assert len(asked) == 2
-    assert timed.predicted_ms(choice.chosen) < timed.model.rest_ms + free.totals["macs"] * 1e-6
+    free = plan(prepared, timed, Budget(macs=1.2))
+    assert timed.added_up(choice.chosen) > timed.added_up(free.chosen)
+
+
+def test_what_whole_plans_read_corrects_what_their_layers_add_up_to(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    clock(monkeypatch, [1.5])
+    choice = plan(prepared, timed, Budget(macs=3))
+    added_up = timed.added_up(choice.chosen)
+    assert timed.predicted_speedup(choice.chosen) == pytest.approx(1.5)
+    kept = {name: each[0] for name, each in timed.candidates.items()}
+    assert timed.predicted_speedup(kept) == 1.0
+    # half the way from the original, half the correction, in logarithms
+    between = {name: dataclasses.replace(each, ms=0.0) for name, each in kept.items()}
+    first = dataclasses.replace(kept[FIRST], ms=timed.model.original_ms / added_up**0.5)
+    half = {**between, FIRST: first}
+    assert timed.predicted_speedup(half) == pytest.approx(1.5**0.5)
+    assert timed.predicted_ms(half) == pytest.approx(timed.model.original_ms / 1.5**0.5)
 
 
 def test_a_speedup_beyond_the_cheapest_forms_is_refused_with_what_can_be_reached(
@@ -161,7 +179,7 @@ def test_a_latency_is_compared_with_what_the_original_takes(
     timed = paced(prepared, 1e-6)
     clock(monkeypatch, [2.6])  # the original takes 1 ms on this clock
     choice = plan(prepared, timed, Budget(latency_ms=0.4))
-    assert timed.predicted_ms(choice.chosen) <= timed.model.original_ms / 2.5
+    assert timed.added_up(choice.chosen) >= 2.5
 
 
 def finished(prepared: Prepared) -> tuple[dict[str, Candidate], dict[str, object], onnx.ModelProto]:
@@ -224,3 +242,5 @@ def test_real_clocks_give_every_offered_candidate_its_milliseconds(
         assert all(one.ms is not None and one.ms >= 0 for one in each)
         assert {one.form for one in each} <= {one.form for one in prepared.candidates[name]}
         assert Form("channel", (1,)) in {one.form for one in each}
+    assert timed.readings
+    assert all(read > 0 for read in timed.readings.values())

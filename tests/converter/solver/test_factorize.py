@@ -92,7 +92,8 @@ def seen_moments(problem: Problem, wanted: Tensor) -> tuple[Matrix, Matrix, Matr
     answers = wanted[~problem.unseen].double().numpy()
     centred = features - features.mean(0)
     covariance = centred.T @ centred / len(centred)
-    damping = problem_module.DAMPING * np.mean(np.diag(covariance))
+    share = problem_module.damping(len(covariance), len(centred))
+    damping = share * np.mean(np.diag(covariance))
     cross = (answers - answers.mean(0)).T @ centred / len(centred)
     return covariance, covariance + damping * np.eye(len(covariance)), cross
 
@@ -268,7 +269,7 @@ def test_data_svd_has_the_error_of_the_closed_form(rank: int, metric: Tensor | N
 def test_without_damping_data_svd_is_eckart_young(
     metric: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(problem_module, "DAMPING", 1e-8)
+    monkeypatch.setattr(problem_module, "damping", lambda *_: 1e-8)
     problem = layer(activation=IDENTITY, metric=metric)
     answers = problem.target[~problem.unseen].double().numpy()
     s = np.linalg.svd((answers - answers.mean(0)) @ half_metric(problem), compute_uv=False)
@@ -281,7 +282,7 @@ def test_data_svd_with_few_features_agrees_with_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the damping is of the features, so the two agree exactly only without it
-    monkeypatch.setattr(problem_module, "DAMPING", 1e-6)
+    monkeypatch.setattr(problem_module, "damping", lambda *_: 1e-6)
     full = layer()
     for rank in (1, 3):
         few, all_of_them = data_svd(reduced(full), rank), data_svd(full, rank)

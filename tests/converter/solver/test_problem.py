@@ -64,7 +64,8 @@ def test_features_are_white_up_to_the_damping() -> None:
     seen = problem.features[~problem.unseen].double()
     centred = seen - seen.mean(0)
     covariance = centred.T @ centred / len(centred)
-    damped = covariance + 1e-2 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    share = problem_module.damping(len(covariance), len(seen))
+    damped = covariance + share * covariance.diagonal().mean() * torch.eye(len(covariance))
     root = coordinates.root.double()
     torch.testing.assert_close(root @ root.T, damped, rtol=1e-4, atol=1e-4)
     q = coordinates.seen.q.double()
@@ -140,8 +141,14 @@ def test_a_metric_of_zeros_is_the_identity() -> None:
     assert torch.equal(coordinates.half, torch.eye(ROWS))
 
 
+def test_few_patches_for_their_length_are_damped_more() -> None:
+    assert problem_module.damping(100, 1_000_000) == problem_module.DAMPING
+    assert problem_module.damping(4608, 7000) == pytest.approx(0.2 * 4608 / 7000)
+    assert problem_module.damping(10, 0) > 1  # no patch says anything of any feature
+
+
 def test_the_norm_of_a_change_is_the_error_it_causes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(problem_module, "DAMPING", 1e-8)
+    monkeypatch.setattr(problem_module, "damping", lambda *_: 1e-8)
     coordinates = Coordinates(layer(activation=IDENTITY, metric=random_metric()))
     change = torch.randn(coordinates.original.shape, generator=torch.Generator().manual_seed(4))
     answered = coordinates.respond(

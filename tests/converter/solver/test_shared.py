@@ -14,7 +14,7 @@ from torch import Tensor
 
 from converter.errors import SolverError
 from converter.solver import shared
-from converter.solver.problem import DAMPING, METRIC_FLOOR, Problem
+from converter.solver.problem import DAMPING, METRIC_FLOOR, Problem, damping
 from converter.solver.prox import activate
 from converter.solver.shared import (
     Factors,
@@ -285,7 +285,12 @@ def test_effects_are_those_of_the_fits(groups: Groups, ranks: tuple[tuple[int, .
         middle = limits[len(limits) // 2] if limits else None
         first = quadratic.start(weight, each[0])
         second = alternate(
-            quadratic, quadratic.grouped(weight @ gram), first, shared.PREDICT_STEPS, middle
+            quadratic,
+            quadratic.grouped(weight @ gram),
+            first,
+            shared.PREDICT_STEPS,
+            middle,
+            shared.PREDICT_CONJUGATE_STEPS,
         )
         missed = (weight - second.factors(limit).weight(groups)).double()
         assert effect == pytest.approx(direct_effect(moments, metric, missed), rel=1e-3)
@@ -392,7 +397,7 @@ def layer(weight: Tensor, seed: int = 0, *, noise: float = 0.0, **changes: Any) 
 
 def damped_covariance(problem: Problem) -> Tensor:
     seen = problem.features[~problem.unseen]
-    return damped(covariance(seen, seen.mean(0)))
+    return damped(covariance(seen, seen.mean(0)), damping(WIDTH, len(seen)))
 
 
 def dense(solution: Solution, groups: Groups) -> Tensor:
