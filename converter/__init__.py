@@ -174,8 +174,8 @@ def convert(
     cache : str, Path or None, default None
         Folder of measured milliseconds; None takes TWOFOLD_CACHE or the user's cache folder.
     executor : Executor or None, default None
-        Where candidates of the layers are fitted; None does it in this thread. What is submitted can be
-        pickled, so that processes and clusters do.
+        Where candidates of the layers are fitted; None does it in threads of this process. What is
+        submitted can be pickled, so that processes and clusters do.
     progress : Progress, default SILENT
         Told of each stage.
 

@@ -17,7 +17,7 @@ from converter.drop import Evaluation, measure_drop, set_apart
 from converter.errors import ConfigError
 from converter.model_file import file_digest, load_model
 from converter.outcome import Drop, Latency, Stage
-from converter.pace import Paced, pace
+from converter.pace import Paced, pace, read_plans
 from converter.planner.choice import Choice, frontier
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
@@ -253,6 +253,7 @@ def predicted_front(prepared: Prepared, paced: Paced | None) -> list[tuple[Choic
         choices = frontier(prepared.candidates, "macs", POINTS)
     else:
         choices = frontier(paced.candidates, "ms", POINTS)
+        read_plans(prepared, paced, choices)
     return [
         (choice, _point(prepared, paced, choice))
         for choice in reversed(choices)

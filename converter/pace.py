@@ -25,7 +25,7 @@ from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing, measure_latency, speedup
 from converter.outcome import Latency
-from converter.planner.choice import Choice, Limit, choose, frontier
+from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import LatencyModel, Point, measure_layers
 from converter.preparation import Prepared
@@ -35,7 +35,7 @@ from converter.runtime import model_inputs
 from converter.schemes import KEEP, Candidate
 from passes.split import Branches
 
-__all__ = ["Paced", "never_slower", "pace", "plan", "time_against"]
+__all__ = ["Paced", "never_slower", "pace", "plan", "read_plans", "time_against"]
 
 POINTS = 4
 """Forms of each family that are measured; two where S stands beside L."""
@@ -50,7 +50,7 @@ READINGS = 2
 """A model counts as slower where it reads so in all of them, each with sessions of its own: one session may
 be unlucky with its threads, and a small network then reads a quarter slower."""
 READ_PLANS = 3
-"""Plans between the original and the cheapest that are read as wholes, to correct predictions by."""
+"""Plans of a front, from the cheapest on, that are read as wholes to correct predictions by."""
 LEAST_MS = 1e-6
 """No model takes less: what nothing was measured of would divide by zero."""
 TRIAL_SECONDS = 1.0
@@ -129,19 +129,18 @@ def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Prog
         ]
         kept = dataclasses.replace(timed[0], ms=timed[0].ms or 0.0)
         candidates[name] = (kept, *(one for one in timed[1:] if one.ms is not None))
-    paced = Paced(target, feeds, model, candidates)
-    _read_plans(prepared, paced)
-    return paced
+    return Paced(target, feeds, model, candidates)
 
 
-def _read_plans(prepared: Prepared, paced: Paced) -> None:
-    """Time a few plans of the front, so that what earlier plans measured is corrected for today.
+def read_plans(prepared: Prepared, paced: Paced, front: Sequence[Choice]) -> None:
+    """Time a few plans of a front, so that predictions of all others are corrected by them.
 
     Single layers are measured in one session or in few, and many of them on another day; a whole plan in
-    turns with the original has neither fault.
+    turns with the original has neither fault. Where one plan is made, `plan` reads that very one; this is
+    for who looks at the front.
     """
-    plans = frontier(paced.candidates, "ms", READ_PLANS + 1)[:-1]
-    _tried(prepared, paced, {str(number): each for number, each in enumerate(plans)})
+    picked = np.unique(np.linspace(0, len(front) - 1, READ_PLANS + 1)[:-1].round().astype(int))
+    _tried(prepared, paced, {str(index): front[index] for index in picked})
 
 
 def _feeds(prepared: Prepared, target: Target) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,11 +97,14 @@ class Here(Place):
     Parameters
     ----------
     executor : Executor or None, default None
-        Where layers are predicted; None does it in this thread.
+        Where layers are predicted; None does it in threads of this process.
+    together : int or None, default None
+        Layers that these threads predict at once; None takes as many as torch has threads.
     """
 
-    def __init__(self, executor: Executor | None = None) -> None:
+    def __init__(self, executor: Executor | None = None, together: int | None = None) -> None:
         self._executor = executor
+        self._together = together
 
     def originals(
         self,
@@ -118,18 +122,44 @@ class Here(Place):
         """Record and predict layers; few of them wait at a time, since each holds patches."""
         tasks = (_recorded(recorder, model, each) for each in asked)
         if self._executor is None:
-            for task in tasks:
-                yield task.name, predict(task)
-            return
-        waiting: list[tuple[str, Future[tuple[Candidate, ...]]]] = []
-        most = WAITING + getattr(self._executor, "_max_workers", 1)
-        for task in tasks:
-            waiting.append((task.name, self._executor.submit(predict, task)))
-            if len(waiting) >= most:
-                name, future = waiting.pop(0)
-                yield name, future.result()
-        for name, future in waiting:
+            with _threads(self._together) as executor:
+                yield from _in_turn(tasks, executor)
+        else:
+            yield from _in_turn(tasks, self._executor)
+
+
+def _in_turn(
+    tasks: Iterable[Task], executor: Executor
+) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+    waiting: list[tuple[str, Future[tuple[Candidate, ...]]]] = []
+    most = WAITING + getattr(executor, "_max_workers", 1)
+    for task in tasks:
+        waiting.append((task.name, executor.submit(predict, task)))
+        if len(waiting) >= most:
+            name, future = waiting.pop(0)
             yield name, future.result()
+    for name, future in waiting:
+        yield name, future.result()
+
+
+@contextmanager
+def _threads(together: int | None) -> Iterator[Executor]:
+    """Open threads among which torch's own are shared out.
+
+    A prediction has many small steps between its large ones: side by side they keep the cores busier
+    than one at a time on all of them.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    count = together or before
+    share = max(1, before // count)
+    workers = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        yield workers
+    finally:
+        workers.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # what a thread sets is the default of those made later
 
 
 def _recorded(recorder: Recorder, model: onnx.ModelProto, asked: Asked) -> Task:

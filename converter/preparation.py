@@ -138,14 +138,16 @@ def prepare(
         Gets the seconds of each stage.
     executor : Executor or None, default None
         Where layers are predicted, and recorded too where it is a `Place`, as a cluster is; None does it
-        here, one after the other.
+        in threads of this process.
 
     Raises
     ------
     ModelError, CalibrationError, SolverError
         As `converter.convert`.
     """
-    place = executor if isinstance(executor, Place) else Here(executor)
+    # a GPU holds one layer at a time, and works on it as a whole
+    together = None if solver.device == "cpu" else 1
+    place = executor if isinstance(executor, Place) else Here(executor, together)
 
     # names of tensors stay, so that what is found now stays true while layers are replaced
     with clock.stage("normalise"):

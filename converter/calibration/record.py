@@ -791,10 +791,13 @@ def _gather(
     images = np.arange(part.start, part.stop) // per
     fold = len(tensor) // fed
     patches = np.empty((len(flat), math.prod(layer.weight.shape[1:])), np.float32)
-    for image in range(images[0], images[-1] + 1):
-        low, high = np.searchsorted(images, (image, image + 1))
-        block = tensor[image * fold : (image + 1) * fold]
-        patches[low:high] = _conv_patches(layer, block, flat[low:high], out_shape)
+    # as many images at once as fit into a chunk: one at a time, small images took longer than their network
+    together = max(1, _CHUNK_BYTES // max(1, fold * tensor[0].nbytes))
+    for first in range(images[0], images[-1] + 1, together):
+        low, high = np.searchsorted(images, (first, first + together))
+        block = tensor[first * fold : (first + together) * fold]
+        places = flat[low:high] + (images[low:high] - first) * fold * math.prod(out_shape)
+        patches[low:high] = _conv_patches(layer, block, places, out_shape)
     return patches
 
 
@@ -804,16 +807,16 @@ def _conv_patches(
     flat: NDArray[np.int64],
     out_shape: tuple[int, ...],
 ) -> NDArray[Any]:
-    """Return the patches of one image, (rows, D).
+    """Return the patches of some images, (rows, D).
 
     Parameters
     ----------
     layer : Layer
         A Conv.
-    block : ndarray of shape (fold, C, *spatial)
-        Its input for the image.
+    block : ndarray of shape (images · fold, C, *spatial)
+        Its input for these images.
     flat : ndarray of shape (rows,), int64
-        Flat positions in (fold, *out_shape).
+        Flat positions in (images · fold, *out_shape).
     out_shape : tuple of int
         Spatial shape of the response.
     """

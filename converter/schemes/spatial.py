@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.schemes.base import spread, usable_ranks
+from converter.schemes.base import LONG_PATCH, spread, usable_ranks
 from converter.schemes.form import Geometry
 from converter.schemes.shared import SharedFactor
 from passes.split import Factor
@@ -41,7 +41,8 @@ class Spatial(SharedFactor):
         """Ranks over the whole range."""
         ranks = [rank[0] for rank in self.ranks(geometry)]
         most = self._most(geometry) if ranks else 0
-        return [(rank,) for rank in spread(ranks, most, ANCHORS)]
+        fractions = ANCHORS[:-1] if geometry.columns > LONG_PATCH else ANCHORS
+        return [(rank,) for rank in spread(ranks, most, fractions)]
 
     def _most(self, geometry: Geometry) -> int:
         high, wide = geometry.kernel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.schemes.base import spread, usable_ranks
+from converter.schemes.base import LONG_PATCH, spread, usable_ranks
 from converter.schemes.form import Geometry
 from converter.schemes.shared import SharedFactor
 from passes.split import Factor
@@ -37,7 +37,8 @@ class Tucker(SharedFactor):
         if geometry.taps < 2 or geometry.channels < 8 or geometry.outputs < 8:
             return []
         pairs = []
-        firsts = spread(usable_ranks(geometry, geometry.channels), geometry.channels, FIRST)
+        shares = FIRST[:-1] if geometry.columns > LONG_PATCH else FIRST
+        firsts = spread(usable_ranks(geometry, geometry.channels), geometry.channels, shares)
         for first in firsts:
             middle = first * geometry.outputs / geometry.channels
             seconds = usable_ranks(geometry, min(geometry.outputs, first * geometry.taps))

@@ -36,7 +36,7 @@ net (float[n, 3, 8, 8] image) => (float[n, 12, 8, 8] y) {
     [second] y = Conv<pads = [1, 1, 1, 1]>(b, w2)
 }"""
 SOLVER = SolverSettings(name="data-svd")
-LATENCY = Latency("cpu", 1, 1, 2.0, 1.0, 2.0, 1.9, 2.1, 2.0, 1.0)
+LATENCY = Latency("cpu", 1, 1, 2.0, 1.0, 2.0, 1.9, 2.1, 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from converter.config import Budget, CalibrationSettings, Runtime, SolverSetting
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing
-from converter.pace import Paced, never_slower, pace, plan
+from converter.pace import Paced, never_slower, pace, plan, read_plans
+from converter.planner.choice import frontier
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import LatencyModel
 from converter.preparation import Clock, Prepared, prepare
@@ -242,5 +243,6 @@ def test_real_clocks_give_every_offered_candidate_its_milliseconds(
         assert all(one.ms is not None and one.ms >= 0 for one in each)
         assert {one.form for one in each} <= {one.form for one in prepared.candidates[name]}
         assert Form("channel", (1,)) in {one.form for one in each}
+    read_plans(prepared, timed, frontier(timed.candidates, "ms", 4))
     assert timed.readings
     assert all(read > 0 for read in timed.readings.values())

@@ -28,7 +28,7 @@ from converter.progress import SILENT
 from converter.tolerance import PROBES, Tolerance, search
 
 GAINS = np.geomspace(1, 12, 12)
-LATENCY = Latency("cpu", 1, 1, 10.0, 10.0, 1.0, 1.0, 1.0, 10.0, 10.0)
+LATENCY = Latency("cpu", 1, 1, 10.0, 10.0, 1.0, 1.0, 1.0, 10.0)
 
 
 def effect_of(gain: float) -> float:

@@ -77,7 +77,7 @@ CONVERSION = Conversion(
     out_digest="",
     peak_memory_mib=512.0,
 )
-TIMED = Timed("cpu", 2, 1, 12.34, 4.111, 3.0, 2.9, 3.1, 12.0, 4.2)
+TIMED = Timed("cpu", 2, 1, 12.34, 4.111, 3.0, 2.9, 3.1, 4.2)
 DROP = Drop("accuracy", 0.42, 0.1, 500)
 FRONT = Front(
     source=Path("in.onnx"),

@@ -15,7 +15,7 @@ from converter.front import Front, FrontPoint, Verified
 from converter.outcome import Drop, Latency
 from converter.report.picture import check_picture, draw_front
 
-LATENCY = Latency("cpu", 2, 1, 8.0, 4.0, 2.0, 1.9, 2.2, 8.0, 4.1)
+LATENCY = Latency("cpu", 2, 1, 8.0, 4.0, 2.0, 1.9, 2.2, 4.1)
 POINTS = (
     FrontPoint(0.0, 1.0, 1.0, 8.0, 1.0, {}),
     FrontPoint(0.004, 2.2, 2.0, 4.1, 1.95, {}),
