@@ -22,6 +22,7 @@ from converter.config import (
     Budget,
     CalibrationSettings,
     Preprocessing,
+    RecoverySettings,
     Runtime,
     SolverSettings,
     Target,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from converter.front import Front, FrontPoint, Verified
     from converter.inspection import Inspection, LayerInspection
     from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search
+    from converter.refine.recovery import Recovered
     from converter.validation import Validation
 
     __version__: str
@@ -69,6 +71,8 @@ __all__ = [
     "Preprocessing",
     "Probe",
     "Progress",
+    "Recovered",
+    "RecoverySettings",
     "Runtime",
     "Search",
     "SolverError",
@@ -81,6 +85,7 @@ __all__ = [
     "convert",
     "inspect",
     "plan",
+    "recover",
     "validate",
 ]
 
@@ -95,6 +100,7 @@ _LAZY = {
     "LayerInspection": "converter.inspection",
     "LayerOutcome": "converter.outcome",
     "Probe": "converter.outcome",
+    "Recovered": "converter.refine.recovery",
     "Search": "converter.outcome",
     "Validation": "converter.validation",
     "Verified": "converter.front",
@@ -131,6 +137,8 @@ def convert(
     target: Target | None = None,
     timing: bool = True,
     cache: str | Path | None = None,
+    recovery: RecoverySettings | None = None,
+    recover_images: str | Path | DataReader | CalibrationSet | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Conversion:
@@ -173,6 +181,11 @@ def convert(
         the original; without it a budget in time is refused.
     cache : str, Path or None, default None
         Folder of measured milliseconds; None takes TWOFOLD_CACHE or the user's cache folder.
+    recovery : RecoverySettings or None, default None
+        Train the result to answer as the original does, as `recover`; it is written before and, where
+        that made it better, after.
+    recover_images : str, Path, DataReader, CalibrationSet or None, default None
+        What it learns from; None takes `calib`.
     executor : Executor or None, default None
         Where candidates of the layers are fitted; None does it in threads of this process. What is
         submitted can be pickled, so that processes and clusters do.
@@ -222,6 +235,8 @@ def convert(
         target=target or Target(),
         timing=timing,
         cache=None if cache is None else Path(cache),
+        recovery=recovery,
+        recover_images=_source(calib if recover_images is None else recover_images),
         executor=executor,
         progress=progress,
     )
@@ -284,6 +299,66 @@ def plan(
         timing=timing,
         cache=None if cache is None else Path(cache),
         executor=executor,
+        progress=progress,
+    )
+
+
+def recover(
+    original: str | Path,
+    converted: str | Path,
+    images: str | Path | DataReader | CalibrationSet,
+    out: str | Path,
+    settings: RecoverySettings,
+    *,
+    preset: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    runtime: Runtime | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Recovered:
+    """Train a converted model to answer as its original does, on images without labels.
+
+    Parameters
+    ----------
+    original, converted : str or Path
+        A model and what it was converted to; neither is changed.
+    images : str, Path, DataReader or CalibrationSet
+        What it learns from, as `calib` of `convert`; the more the better. Every tenth is held out.
+    out : str or Path
+        Where the better of the two goes: the converted model as it was, or as it was trained, by how far
+        their answers on the held-out images are from the original's.
+    settings : RecoverySettings
+        As in `RecoverySettings(seconds=600)`.
+    preset, preprocessing
+        As in `convert`.
+    runtime : Runtime or None, default None
+        Where both are judged; None takes the CPU.
+    checkpoint : str, Path or None, default None
+        File that an interrupted run goes on from, and that is removed at the end; None takes `out` with
+        the suffix .recovery.npz.
+    progress : Progress, default SILENT
+        Told of each stage.
+
+    Returns
+    -------
+    Recovered
+
+    Raises
+    ------
+    ConverterError
+        As `convert`; `UnsupportedOperatorError` where an operator cannot be differentiated.
+    """
+    from converter.refine.pipeline import recover_files
+
+    return recover_files(
+        Path(original),
+        Path(converted),
+        _source(images),
+        Path(out),
+        settings,
+        preprocessing=_preprocessing(preset, preprocessing),
+        runtime=runtime or Runtime(),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
     )
 

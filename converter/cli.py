@@ -27,13 +27,16 @@ from converter.config import (
     SCHEME_NAMES,
     Budget,
     CalibrationSettings,
+    Precision,
     Preprocessing,
     Provider,
+    RecoverySettings,
     Runtime,
     SolverName,
     SolverSettings,
     Target,
     preprocessing_from_options,
+    recovery_length,
 )
 from converter.errors import ConfigError, ConverterError, ValidationError
 from converter.progress import SILENT, Progress
@@ -57,6 +60,7 @@ app = typer.Typer(
 _IMAGES = "How images are prepared"
 _RUNNING = "Where and how it runs"
 _BUDGET = "What the result may cost (one or two), or lose"
+_RECOVERY = "Recovery, with the original as teacher"
 _OUTPUT = "Output"
 
 Quiet = Annotated[
@@ -257,6 +261,56 @@ class _Planning:
         }
 
 
+@dataclass(frozen=True)
+class _Training:
+    """Options of a recovery: how the converted model learns from the original."""
+
+    labels: Annotated[
+        bool,
+        typer.Option("--labels", help="Learn class folders too.", rich_help_panel=_RECOVERY),
+    ] = RecoverySettings.labels
+    augment: Annotated[
+        str,
+        typer.Option(
+            metavar="flip,shift|none",
+            help="What happens to images before they are learned from.",
+            rich_help_panel=_RECOVERY,
+        ),
+    ] = ",".join(RecoverySettings.augment)
+    rate: Annotated[
+        float,
+        typer.Option(
+            help="First step of a weight, relative to its size.", rich_help_panel=_RECOVERY
+        ),
+    ] = RecoverySettings.rate
+    step_images: Annotated[
+        int, typer.Option(help="Images of one step.", rich_help_panel=_RECOVERY)
+    ] = RecoverySettings.batch
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            help="Of activations; auto takes bfloat16 where it is clearly faster.",
+            rich_help_panel=_RECOVERY,
+        ),
+    ] = RecoverySettings.precision
+
+    def settings(self, length: str, *, device: str, memory: int, seed: int) -> RecoverySettings:
+        """Give them as `RecoverySettings` for a length such as "10m" or "20e"."""
+        ways = () if self.augment == "none" else tuple(self.augment.split(","))
+        return RecoverySettings(
+            **recovery_length(length),
+            batch=self.step_images,
+            rate=self.rate,
+            augment=tuple(way.strip() for way in ways if way.strip()),
+            labels=self.labels,
+            precision=cast(Precision, self.precision),
+            device=device,
+            memory_mib=memory,
+            seed=seed,
+        )
+
+
 def _grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Spread each parameter that is a dataclass into one option for each of its fields."""
     hints = get_type_hints(command, include_extras=True)
@@ -358,6 +412,23 @@ def convert(
             rich_help_panel=_BUDGET,
         ),
     ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|EPOCHS",
+            help="Then train the result to answer as the original does: for a time as 90s, 10m, 1h, or "
+            "for epochs as 20e.",
+            rich_help_panel=_RECOVERY,
+        ),
+    ] = None,
+    recover_images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder, .npy or .npz to learn from, the more the better; --calib where none is given.",
+            rich_help_panel=_RECOVERY,
+        ),
+    ] = None,
+    training: _Training,
     preparation: _Images,
     planning: _Planning,
     running: _Running,
@@ -379,6 +450,15 @@ def convert(
         asked = {"macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
         if max_drop is not None and any(each is not None for each in asked.values()):
             raise ConfigError("--max-drop takes the place of a budget; leave one of the two out")
+        if recover is None and recover_images is not None:
+            raise ConfigError(
+                "--recover-images is what --recover learns from; say how long, as in --recover 10m"
+            )
+        recovery = None
+        if recover is not None:
+            recovery = training.settings(
+                recover, device=planning.device, memory=planning.memory, seed=planning.seed
+            )
         with planning.place() as executor:
             conversion = converter.convert(
                 model,
@@ -387,6 +467,8 @@ def convert(
                 Budget(**asked) if max_drop is None else None,
                 max_drop=max_drop,
                 val=val,
+                recovery=recovery,
+                recover_images=recover_images,
                 **planning.settings(running),
                 preprocessing=preparation.preprocessing(calib, quiet=quiet),
                 executor=executor,
@@ -484,6 +566,77 @@ def inspect(
         if json is not None:
             write_report(json, inspection.to_dict())
         print_inspection(inspection)
+
+
+@app.command()
+@_grouped
+def recover(
+    *,
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model as it was.")],
+    converted: Annotated[
+        Path, typer.Argument(metavar="CONVERTED", help="What it was converted to.")
+    ],
+    images: Annotated[
+        Path, typer.Option(help="Folder of images, .npy or .npz file to learn from.")
+    ],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    length: Annotated[
+        str,
+        typer.Option(
+            "--for", metavar="TIME|EPOCHS", help="How long: 90s, 10m, 1h, or epochs as 20e."
+        ),
+    ] = "10m",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that an interrupted run goes on from; OUT with .recovery.npz where none is given."
+        ),
+    ] = None,
+    training: _Training,
+    preparation: _Images,
+    running: _Running,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda", help="torch device of the training.", rich_help_panel=_RUNNING
+        ),
+    ] = RecoverySettings.device,
+    memory: Annotated[
+        int,
+        typer.Option(metavar="MIB", help="Bound on images in memory.", rich_help_panel=_RUNNING),
+    ] = RecoverySettings.memory_mib,
+    seed: Annotated[
+        int, typer.Option(help="Seed of all that is drawn.", rich_help_panel=_RUNNING)
+    ] = RecoverySettings.seed,
+    json: Annotated[
+        Path | None, typer.Option(help="JSON file to write.", rich_help_panel=_OUTPUT)
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a converted model to answer as its original does, without labels."""
+    with _one_sentence():
+        read = [original, converted, images]
+        _check_outputs(out, *read)
+        if json is not None:
+            _check_outputs(json, *read, out)
+        recovered = converter.recover(
+            original,
+            converted,
+            images,
+            out,
+            training.settings(length, device=device, memory=memory, seed=seed),
+            preprocessing=preparation.preprocessing(images, quiet=quiet),
+            runtime=running.runtime(),
+            checkpoint=checkpoint,
+            progress=_progress(quiet),
+        )
+        from converter.report.console import print_recovery
+        from converter.report.files import write_report
+
+        if json is not None:
+            write_report(json, {"format": "twofold-recovery-1", **recovered.to_dict()})
+        if not quiet:
+            print_recovery(recovered, out)
 
 
 @app.command()

@@ -18,14 +18,17 @@ __all__ = [
     "Budget",
     "CalibrationSettings",
     "Preprocessing",
+    "RecoverySettings",
     "Runtime",
     "SolverSettings",
     "Target",
     "preprocessing_from_options",
     "preset_resize",
+    "recovery_length",
 ]
 
 Provider = Literal["cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
 SolverName = Literal["admm", "svd", "data-svd"]
 
 
@@ -355,6 +358,112 @@ class CalibrationSettings:
             f"a memory bound of {self.memory_mib} MiB is too small; give at least 64",
         )
         _require(self.seed >= 0, f"seed {self.seed} is below 0; correct it")
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a converted network learns from its original.
+
+    Attributes
+    ----------
+    seconds : float or None, default None
+        Time that the training takes, above 0; not beside `epochs`.
+    epochs : float or None, default None
+        How often it goes through the images, above 0.
+    batch : int, default 128
+        Images of one step, from 2.
+    rate : float, default 0.02
+        First step of a weight, relative to the root mean square of its tensor; above 0 and below 1.
+    temperature : float, default 4
+        What scores of classes are divided by before they are compared, above 0.
+    features : float, default 0.5
+        Weight of inner responses beside the outputs, from 0.
+    augment : tuple of str, default ("flip", "shift")
+        What happens to images on their way: "flip" left to right, "shift" by up to an eighth.
+    labels : bool, default False
+        Whether the images' classes are learned as well.
+    precision : {"auto", "float32", "bfloat16"}, default "auto"
+        Of activations; auto takes bfloat16 where it is clearly faster.
+    device : str, default "cpu"
+        torch device: "cpu", "cuda" or "cuda:N".
+    memory_mib : int, default 1024
+        Bound on the images in memory, in MiB, from 16.
+    seed : int, default 0
+    """
+
+    seconds: float | None = None
+    epochs: float | None = None
+    batch: int = 128
+    rate: float = 0.02
+    temperature: float = 4.0
+    features: float = 0.5
+    augment: tuple[str, ...] = ("flip", "shift")
+    labels: bool = False
+    precision: Precision = "auto"
+    device: str = "cpu"
+    memory_mib: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.seconds is None) != (self.epochs is None),
+            "a recovery ends after some time or some epochs; give one of them, as in --recover 10m "
+            "or --recover 5e",
+        )
+        for name, value in (
+            ("seconds", self.seconds),
+            ("epochs", self.epochs),
+            ("temperature", self.temperature),
+        ):
+            _require(
+                value is None or (math.isfinite(value) and value > 0),
+                f"{name} {value} of the recovery is not a number above 0; correct it",
+            )
+        _require(2 <= self.batch <= 65536, f"batch {self.batch} is not from 2 to 65536; correct it")
+        _require(0 < self.rate < 1, f"the rate {self.rate} is not between 0 and 1; 0.02 is usual")
+        _require(
+            math.isfinite(self.features) and self.features >= 0,
+            f"the weight {self.features} of inner responses is not a number from 0; correct it",
+        )
+        unknown = [way for way in self.augment if way not in ("flip", "shift")]
+        _require(not unknown, f"augment {', '.join(unknown)}: give some of flip, shift, or none")
+        _require(
+            self.precision in ("auto", "float32", "bfloat16"),
+            f"precision {self.precision!r} is none of auto, float32, bfloat16; give one",
+        )
+        _require(
+            self.memory_mib >= 16,
+            f"a memory bound of {self.memory_mib} MiB is too small; give at least 16",
+        )
+        _require(self.seed >= 0, f"seed {self.seed} is below 0; correct it")
+
+
+_RECOVERY_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def recovery_length(text: str) -> dict[str, float]:
+    """Read how long a recovery takes, as "90s", "10m" and "1.5h", or "20e" for epochs.
+
+    Returns
+    -------
+    dict of str to float
+        `seconds` or `epochs` of `RecoverySettings`.
+
+    Raises
+    ------
+    ConfigError
+        Where the text is neither.
+    """
+    number, unit = text.strip()[:-1], text.strip()[-1:].lower()
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    _require(
+        math.isfinite(value) and value > 0 and unit in (*_RECOVERY_UNITS, "e"),
+        f"--recover {text!r} is neither a time such as 90s, 10m or 1h nor epochs such as 20e; correct it",
+    )
+    return {"epochs": value} if unit == "e" else {"seconds": value * _RECOVERY_UNITS[unit]}
 
 
 SCHEME_NAMES = ("channel", "spatial", "tucker", "sparse")

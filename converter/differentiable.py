@@ -43,7 +43,7 @@ class TorchGraph:
     Every floating-point type of the model becomes float32; integers and booleans stay. Whatever
     follows from constants alone is computed once, when the graph is built. Weights share the
     memory of what `onnx.numpy_helper` gives where the device and the type allow it; none of them
-    tracks a gradient.
+    tracks a gradient but those in `trained`, which are copies.
 
     Parameters
     ----------
@@ -55,6 +55,13 @@ class TorchGraph:
     outputs : sequence of str or None, default None
         Tensors to compute, inner ones allowed; None takes the outputs of the model. Nodes that
         none of them needs are left out and may be of any operator.
+    trained : collection of str, default ()
+        Floating-point weights whose gradients are wanted.
+
+    Attributes
+    ----------
+    parameters : dict of str to Tensor
+        The weights in `trained`, float32, as leaves that track gradients. They may be changed in place.
 
     Raises
     ------
@@ -63,11 +70,16 @@ class TorchGraph:
     ModelError
         Where a weight is in a file that was not loaded.
     ValueError
-        Where an output is neither an input, nor a weight, nor written by a node.
+        Where an output is neither an input, nor a weight, nor written by a node, or where a trained
+        weight is none that the outputs need.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, device: str = "cpu", outputs: Sequence[str] | None = None
+        self,
+        model: onnx.ModelProto,
+        device: str = "cpu",
+        outputs: Sequence[str] | None = None,
+        trained: Collection[str] = (),
     ) -> None:
         graph = model.graph
         opset = _opset_of(model)
@@ -87,6 +99,12 @@ class TorchGraph:
             for tensor in graph.initializer
             if tensor.name in used
         }
+        self.parameters: dict[str, Tensor] = {}
+        for name in trained:
+            if name not in self._constants or not self._constants[name].is_floating_point():
+                raise ValueError(f"{name!r} is no weight that can be trained; name others")
+            self.parameters[name] = self._constants[name].detach().clone().requires_grad_()
+        self._constants.update(self.parameters)
         self.inputs = tuple(
             value.name
             for value in graph.input
@@ -105,7 +123,8 @@ class TorchGraph:
         """Compute what follows from constants alone, and return the other steps."""
         rest = []
         for step in steps:
-            if all(name in self._constants for name in step.inputs if name):
+            constant = all(name in self._constants for name in step.inputs if name)
+            if constant and self.parameters.keys().isdisjoint(step.inputs):
                 self._constants.update(step.apply(self._constants))
             else:
                 rest.append(step)

@@ -254,11 +254,17 @@ def predicted_front(prepared: Prepared, paced: Paced | None) -> list[tuple[Choic
     else:
         choices = frontier(paced.candidates, "ms", POINTS)
         read_plans(prepared, paced, choices)
-    return [
+    planned = [
         (choice, _point(prepared, paced, choice))
         for choice in reversed(choices)
         if choice.effect <= WORST_EFFECT
     ]
+    # what whole plans read may put one behind another that loses less: it is no part of the front then
+    front = planned[:1]
+    for choice, point in planned[1:]:
+        if point.gained > front[-1][1].gained:
+            front.append((choice, point))
+    return front
 
 
 def _point(prepared: Prepared, paced: Paced | None, choice: Choice) -> FrontPoint:

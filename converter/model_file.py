@@ -36,6 +36,7 @@ __all__ = [
     "file_digest",
     "load_model",
     "save_model",
+    "write_bytes_atomically",
     "write_text_atomically",
 ]
 
@@ -149,8 +150,19 @@ def write_text_atomically(path: Path, text: str) -> None:
     ConfigError
         Where the file cannot be written.
     """
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content`, whole or not at all.
+
+    Raises
+    ------
+    ConfigError
+        Where the file cannot be written.
+    """
     with _written_together(path) as (file,):
-        file.write(text.encode())
+        file.write(content)
 
 
 def check_output_path(out: Path, *inputs: Path) -> None:

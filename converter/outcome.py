@@ -215,6 +215,8 @@ class Conversion:
         Highest resident memory of this program so far.
     search : Search or None, default None
         The budgets that were tried; None where a budget was given.
+    recovery : dict or None, default None
+        `converter.refine.recovery.Recovered`, all but its model; None where nothing was recovered.
     """
 
     source: Path
@@ -235,6 +237,7 @@ class Conversion:
     out_digest: str
     peak_memory_mib: float
     search: Search | None = None
+    recovery: dict[str, Any] | None = None
     format: str = field(default="twofold-conversion-2")
 
     @property

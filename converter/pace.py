@@ -46,7 +46,7 @@ ENOUGH = 1.05
 """A plan that is faster than asked by more than this is made again with more time."""
 STEP = 1.05
 """By how much more a plan must promise after one that was slower than the original."""
-READINGS = 2
+READINGS = 3
 """A model counts as slower where it reads so in all of them, each with sessions of its own: one session may
 be unlucky with its threads, and a small network then reads a quarter slower."""
 READ_PLANS = 3

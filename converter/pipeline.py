@@ -13,7 +13,14 @@ import onnx
 
 from converter.attempt import attempt
 from converter.calibration.sets import CalibrationSet, DataReader, open_calibration_set
-from converter.config import Budget, CalibrationSettings, Preprocessing, SolverSettings, Target
+from converter.config import (
+    Budget,
+    CalibrationSettings,
+    Preprocessing,
+    RecoverySettings,
+    SolverSettings,
+    Target,
+)
 from converter.drop import set_apart
 from converter.errors import ConfigError, SolverError
 from converter.model_file import check_output_path, file_digest, load_model, save_model
@@ -22,6 +29,9 @@ from converter.pace import pace, plan
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
+from converter.refine.networks import Networks
+from converter.refine.pipeline import checkpoint_of
+from converter.refine.recovery import recover
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 
@@ -41,6 +51,8 @@ def convert(
     target: Target,
     timing: bool = True,
     cache: Path | None = None,
+    recovery: RecoverySettings | None = None,
+    recover_images: Path | DataReader | CalibrationSet | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Conversion:
@@ -58,6 +70,15 @@ def convert(
         inputs = model_inputs(source, label=str(model))
         data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
         judged_on = None
+        lessons = None
+        if recovery is not None:
+            lessons = open_calibration_set(
+                calib if recover_images is None else recover_images,
+                inputs,
+                preprocessing,
+                labels=recovery.labels,
+            )
+            Networks(source, source, recovery.device)  # what cannot be trained is refused at once
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
@@ -104,6 +125,24 @@ def convert(
         _check_result(done.model, prepared, target, out)
         save_model(done.model, out)
 
+    # the written model stays what it is until a better one is there
+    recovered = None
+    if recovery is not None and lessons is not None and done.replaced:
+        with clock.stage("recover"):
+            checkpoint = checkpoint_of(out)
+            recovered = recover(
+                source,
+                done.model,
+                lessons,
+                recovery,
+                target.runtime,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+            if recovered.improved:
+                save_model(recovered.model, out)
+            checkpoint.unlink(missing_ok=True)
+
     measured = () if paced is None else paced.model.notes
     return Conversion(
         source=model,
@@ -123,6 +162,7 @@ def convert(
             "calibration": dataclasses.asdict(calibration),
             "solver": dataclasses.asdict(solver),
             "target": dataclasses.asdict(target),
+            "recovery": None if recovery is None else dataclasses.asdict(recovery),
         },
         calibration={
             "data": data.describe(),
@@ -134,6 +174,7 @@ def convert(
         out_digest=file_digest(out),
         peak_memory_mib=peak_memory_mib(),
         search=searched,
+        recovery=None if recovered is None else recovered.to_dict(),
     )
 
 

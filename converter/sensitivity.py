@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from converter.differentiable import TorchGraph
 
-__all__ = ["FlatOutputError", "OutputMetrics", "output_metrics"]
+__all__ = ["FlatOutputError", "OutputMetrics", "output_metrics", "output_sources"]
 
 
 class FlatOutputError(CalibrationError):
@@ -140,7 +140,7 @@ def output_metrics(
 
     _require_numbers(images=(images, 2), projections=(projections, 1), batch=(batch, 1))
     _require_numbers(memory_mib=(memory_mib, 1), seed=(seed, 0))
-    sources, left_out = _sources(model)
+    sources, left_out = output_sources(model)
     if not sources:
         raise UnsupportedOperatorError(
             "no output of the model is of floating-point type, so nothing can be differentiated; "
@@ -165,8 +165,18 @@ def _require_numbers(**numbers: tuple[int, int]) -> None:
             raise ValueError(f"{name} {value} is below {least}; give at least {least}")
 
 
-def _sources(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what is differentiated, each with the output it stands for, and what is left out."""
+def output_sources(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
+    """Say what stands for each output of a model where outputs are compared: the logits for a softmax.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+
+    Returns
+    -------
+    tuple of (dict of str to str, dict of str to str)
+        Tensors, each with the output that it stands for; and the outputs that are left out, with why.
+    """
     writers = {name: node for node in model.graph.node for name in node.output if name}
     sources: dict[str, str] = {}
     left_out = {}

@@ -25,6 +25,7 @@ from converter.model_file import write_text_atomically
 from converter.runtime import machine
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "references" / "results"
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 CIFAR = ("--preset", "cifar10")
 MEMORY_PROBE = (
@@ -114,9 +115,7 @@ def main(
     references: Annotated[Path, typer.Option(help="Models of tools/train_reference.py.")] = (
         ROOT / "references"
     ),
-    work: Annotated[Path, typer.Option(help="Where models and rows go.")] = ROOT
-    / "references"
-    / "results",
+    work: Annotated[Path, typer.Option(help="Where models and rows go.")] = RESULTS,
     out: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "results.md",
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
     fresh: Annotated[bool, typer.Option(help="Forget the rows of earlier runs.")] = False,
@@ -156,11 +155,17 @@ def _models(shared: Path, references: Path, only: list[str] | None) -> list[tupl
     return chosen
 
 
-def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Row:
+def made_by(model: Path, ask: Ask, work: Path) -> tuple[Path, Path, Path]:
+    """Say where a converted model, its report and its comparison with the original lie."""
     stem = model.stem + "".join(ask.options).replace("--", "-")
     small, report, comparison = (
         work / f"{stem}{end}" for end in (".onnx", ".json", "-against.json")
     )
+    return small, report, comparison
+
+
+def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Row:
+    small, report, comparison = made_by(model, ask, work)
     data = shared / "data" / "cifar10"
     started = time.monotonic()
     memory = run_twofold(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from converter.front import Front, FrontPoint
     from converter.inspection import Inspection
     from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
+    from converter.refine.recovery import Recovered
     from converter.validation import Latency as Comparison
     from converter.validation import OutputComparison, Validation
 
@@ -41,6 +42,7 @@ __all__ = [
     "print_front",
     "print_inspection",
     "print_message",
+    "print_recovery",
     "print_validation",
     "printable",
 ]
@@ -176,6 +178,7 @@ def print_conversion(
         console,
         [
             *_latency_lines(conversion.latency),
+            *_recovery_lines(conversion.recovery),
             f"MACs        {_count(conversion.macs_before)} → {_count(conversion.macs_after)}"
             f"  (÷ {conversion.macs_reduction:.2f})",
             f"parameters  {_count(conversion.params_before)} → {_count(conversion.params_after)}"
@@ -191,6 +194,39 @@ def print_conversion(
     if report is not None:
         files.append(f"report      {report}")
     _print_lines(console, files)
+
+
+def print_recovery(recovered: Recovered, out: Path, console: Console | None = None) -> None:
+    """Print what a recovery has come to, and where the model lies."""
+    console = console or output_console()
+    lines = list(_recovery_lines(recovered.to_dict()))
+    if not recovered.improved:
+        lines.append("            the model was written as it was given")
+    _print_lines(console, lines)
+    _print_notes(console, recovered.notes)
+    _print_lines(console, [f"model       {out}"])
+
+
+def _recovery_lines(recovery: Mapping[str, Any] | None) -> Iterator[str]:
+    """Say how far the model was from its original on the held-out images, before and after."""
+    if recovery is None:
+        return
+    before, after = recovery["before"], recovery["after"]
+    agreement = ""
+    if before["agreement"] is not None:
+        agreement = (
+            f", the same best class for {100 * before['agreement']:.2f} → "
+            f"{100 * after['agreement']:.2f} %"
+        )
+    verdict = "" if recovery["improved"] else " (not better: nothing was changed)"
+    yield (
+        f"recovered   loss {before['loss']:.4g} → {after['loss']:.4g}{agreement} of "
+        f"{recovery['held_out']:,} held-out images{verdict}"
+    )
+    yield (
+        f"            {recovery['epochs']:.1f} epochs of {recovery['images']:,} images in "
+        f"{recovery['seconds']:.0f} s, {recovery['precision']}: {recovery['status']}"
+    )
 
 
 def _layer_cells(layer: LayerOutcome, *, sparse: bool) -> list[str]:

@@ -16,7 +16,7 @@ from converter.config import Budget, CalibrationSettings, Runtime, SolverSetting
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing
-from converter.pace import Paced, never_slower, pace, plan, read_plans
+from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
 from converter.planner.choice import frontier
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import LatencyModel
@@ -213,7 +213,7 @@ def test_layers_that_do_not_pay_are_put_back_first(
     timed = paced(prepared, 1e-6)
     slow = dataclasses.replace(chosen[FIRST], ms=timed.candidates[FIRST][0].ms + 1.0)  # type: ignore[operator]
     fast = dataclasses.replace(chosen[SECOND], ms=0.0)
-    clock(monkeypatch, [0.9, 0.9, 1.1])
+    clock(monkeypatch, [*[0.9] * READINGS, 1.1])
     kept, left, _ = never_slower(prepared, timed, {FIRST: slow, SECOND: fast}, branches, model)  # type: ignore[arg-type]
     assert set(left) == {SECOND}
     assert kept is not None

@@ -1,0 +1,1 @@
+"""Recovery: a converted network learns from its original, on images without labels."""

@@ -1,0 +1,204 @@
+"""Images that a network is trained on: held in memory, drawn in batches, flipped and shifted.
+
+What is drawn depends on the seed and the number of the step alone, so that a run which goes on from a
+checkpoint sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.calibration.sets import CalibrationSet, Subset
+from converter.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Images", "augmented", "load_images"]
+
+_COLOURS = (1, 3, 4)
+"""Channels that an image may have; an axis of such a length tells the layout."""
+_REACH = 1 / 8
+"""Images are shifted by up to this share of their sides."""
+_READ = 256
+
+
+class Images:
+    """Samples in memory, those of floating-point type in half precision.
+
+    Parameters
+    ----------
+    feeds : dict of str to ndarray of shape (n, ...)
+    labels : ndarray of shape (n,), int64, or None
+    """
+
+    def __init__(
+        self, feeds: dict[str, NDArray[Any]], labels: NDArray[np.int64] | None = None
+    ) -> None:
+        self.feeds = feeds
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(next(iter(self.feeds.values())))
+
+    def split(self, every: int, most: int) -> tuple[Images, Images]:
+        """Return the images to train on, and every so-manieth, at most so many, that are held out."""
+        held = np.zeros(len(self), bool)
+        chosen = np.flatnonzero(np.arange(len(self)) % every == every - 1)
+        held[chosen[:: max(1, -(-len(chosen) // most))]] = True
+        return self._picked(~held), self._picked(held)
+
+    def _picked(self, rows: NDArray[Any]) -> Images:
+        feeds = {name: feed[rows] for name, feed in self.feeds.items()}
+        return Images(feeds, None if self.labels is None else self.labels[rows])
+
+    def batch(self, rows: NDArray[Any] | slice, device: str) -> dict[str, Tensor]:
+        """Give some of them as tensors, floating-point ones in float32."""
+        import torch
+
+        tensors = {}
+        for name, feed in self.feeds.items():
+            tensor = torch.from_numpy(np.ascontiguousarray(feed[rows])).to(device)
+            tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+        return tensors
+
+    def classes(self, rows: NDArray[Any] | slice, device: str) -> Tensor | None:
+        """Give the labels of some of them; None where there are none."""
+        import torch
+
+        return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
+
+    def rows_of(self, step: int, size: int, seed: int) -> NDArray[np.int64]:
+        """Say which images a step sees: each epoch goes through all of them in an order of its own."""
+        size = min(size, len(self))
+        per_epoch = len(self) // size
+        epoch, at = divmod(step, per_epoch)
+        order = np.random.default_rng((seed, epoch)).permutation(len(self))
+        return order[at * size : (at + 1) * size]
+
+    def in_order(self, size: int) -> Iterator[slice]:
+        """Give slices of `size` that cover all images once."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+
+def load_images(data: CalibrationSet, memory_mib: int) -> tuple[Images, tuple[str, ...]]:
+    """Read images into memory, evenly fewer of them where all do not fit.
+
+    Parameters
+    ----------
+    data : CalibrationSet
+    memory_mib : int
+        Bound on what is held, in MiB.
+
+    Returns
+    -------
+    tuple of (Images, tuple of str)
+        The images, and a note where they are fewer.
+
+    Raises
+    ------
+    CalibrationError
+        Where not even 16 fit, or the set has none.
+    """
+    first = next(iter(data.batches(1)), None)
+    if first is None:
+        raise CalibrationError(f"{data.describe()} has no images; give a folder that has some")
+    kinds = {name: _kept_type(feed) for name, feed in first.feeds.items()}
+    one = sum(feed.size * kinds[name].itemsize for name, feed in first.feeds.items())
+    fitting = memory_mib * 2**20 // max(one, 1)
+    if fitting < 16:
+        raise CalibrationError(
+            f"16 images take more than {memory_mib} MiB; raise the memory, or use smaller images"
+        )
+    notes: tuple[str, ...] = ()
+    if fitting < len(data):
+        notes = (
+            f"{fitting} of {len(data)} images are trained on, so that they stay within "
+            f"{memory_mib} MiB; more memory allows more",
+        )
+        data = Subset(data, fitting)
+    count = len(data)
+    feeds = {
+        name: np.empty((count, *feed.shape[1:]), kinds[name]) for name, feed in first.feeds.items()
+    }
+    labels: list[NDArray[np.int64]] = []
+    done = 0
+    for batch in data.batches(_READ):
+        for name, feed in batch.feeds.items():
+            feeds[name][done : done + batch.count] = feed[: batch.count]
+        if batch.labels is not None:
+            labels.append(batch.labels)
+        done += batch.count
+    return Images(feeds, np.concatenate(labels) if labels else None), notes
+
+
+def _kept_type(feed: NDArray[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float16) if feed.dtype.kind == "f" else feed.dtype
+
+
+def augmented(
+    feeds: dict[str, Tensor], ways: tuple[str, ...], seed: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Flip and shift images at random; arrays that are no images stay as they are.
+
+    Parameters
+    ----------
+    feeds : dict of str to Tensor
+    ways : tuple of str
+        Of "flip" (left to right, half of them) and "shift" (up to an eighth of each side, the edge
+        mirrored).
+    seed : tuple of int
+        Of this batch.
+    """
+    random = np.random.default_rng(seed)
+    return {
+        name: _changed(feed, ways, random) if _axes(feed) else feed for name, feed in feeds.items()
+    }
+
+
+def _axes(feed: Tensor) -> tuple[int, int] | None:
+    """Height and width of an image batch; None for anything else."""
+    if feed.ndim != 4 or not feed.is_floating_point():
+        return None
+    if feed.shape[1] in _COLOURS:
+        return 2, 3
+    return (1, 2) if feed.shape[3] in _COLOURS else None
+
+
+def _changed(feed: Tensor, ways: tuple[str, ...], random: np.random.Generator) -> Tensor:
+    import torch
+
+    axes = _axes(feed)
+    assert axes is not None, "only images get here"
+    images = feed if axes == (2, 3) else feed.permute(0, 3, 1, 2)
+    count, _, high, wide = images.shape
+    rows = np.broadcast_to(np.arange(high), (count, high))
+    columns = np.broadcast_to(np.arange(wide), (count, wide))
+    if "shift" in ways:
+        rows = _mirrored(rows + _moves(random, count, high), high)
+        columns = _mirrored(columns + _moves(random, count, wide), wide)
+    if "flip" in ways:
+        flipped = random.random(count) < 0.5
+        columns = np.where(flipped[:, None], columns[:, ::-1], columns)
+    at = torch.arange(count)[:, None, None]
+    down = torch.from_numpy(np.ascontiguousarray(rows))[:, :, None]
+    across = torch.from_numpy(np.ascontiguousarray(columns))[:, None, :]
+    # channels last for the pick, so that each pixel's values are copied at once
+    picked = images.permute(0, 2, 3, 1)[at, down, across]
+    return picked.permute(0, 3, 1, 2) if axes == (2, 3) else picked
+
+
+def _moves(random: np.random.Generator, count: int, side: int) -> NDArray[np.int64]:
+    reach = int(side * _REACH)
+    return random.integers(-reach, reach + 1, (count, 1))
+
+
+def _mirrored(places: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+    """Bring places beyond an edge back, as in a mirror that stands on the outermost pixel."""
+    within = np.abs(places)
+    return np.where(within >= side, 2 * (side - 1) - within, within)

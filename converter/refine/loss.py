@@ -1,0 +1,67 @@
+"""How far a converted network's answers are from those of its original.
+
+Scores of classes are compared as distributions, softened by a temperature τ (Hinton, Vinyals and Dean,
+arXiv:1503.02531, §2):  τ² · KL(softmax(o/τ) ‖ softmax(c/τ)),  mean over images. All else is compared by
+its squared error relative to the variance of the original's own answers,  ‖c − o‖² / ‖o − mean o‖², and so
+are inner responses (Romero et al., arXiv:1412.6550, with a relative error in place of an absolute one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["answers_differ", "holds_scores", "relative_error"]
+
+_TINY = 1e-12
+
+
+def holds_scores(output: Tensor) -> bool:
+    """Whether an output looks like scores of classes: one row of two or more for each image."""
+    return output.ndim == 2 and output.shape[1] >= 2
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error relative to the variance of what is wanted over the images."""
+    spread = (wanted - wanted.mean(0, keepdim=True)).square().sum()
+    return (found - wanted).square().sum() / (spread + _TINY)
+
+
+def answers_differ(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    temperature: float,
+) -> Tensor:
+    """Mean over the outputs of how far the answers differ, a scalar from 0.
+
+    Parameters
+    ----------
+    found, wanted : mapping of str to Tensor of shape (n, ...)
+        Answers of the converted network and of its original.
+    outputs : sequence of str
+    temperature : float
+        τ, above 0.
+    """
+    from torch.nn import functional
+
+    losses = []
+    for name in outputs:
+        mine, theirs = found[name], wanted[name]
+        if not holds_scores(theirs):
+            losses.append(relative_error(mine, theirs))
+            continue
+        soft = functional.kl_div(
+            functional.log_softmax(mine / temperature, dim=1),
+            functional.log_softmax(theirs / temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        losses.append(temperature**2 * soft)
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total / len(losses)

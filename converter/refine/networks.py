@@ -1,0 +1,200 @@
+"""The original and the converted network side by side in torch: what both answer, and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converter.config import Runtime
+from converter.differentiable import TorchGraph, UnsupportedOperatorError
+from converter.errors import ModelError
+from converter.runtime import open_session, run
+from converter.sensitivity import output_sources
+from passes.expose import expose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Networks", "trainable_weights"]
+
+_LINEAR = frozenset({"Conv", "Gemm", "MatMul"})
+_ACTIVATIONS = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "HardSwish", "PRelu", "Elu", "Selu", "Gelu", "Silu", "Sigmoid"}
+)
+_SHARED = 4
+"""Inner responses that are compared, spread over the depth."""
+_ROUND_OFF = 1e-3
+"""Share of an output's range by which torch and onnxruntime may differ: sums in another order."""
+
+
+def trainable_weights(model: onnx.ModelProto) -> list[str]:
+    """Name the float32 weights and biases of Conv, Gemm and MatMul nodes, in the order of the graph."""
+    floats = {
+        tensor.name: None
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    named = (
+        name for node in model.graph.node if node.op_type in _LINEAR for name in node.input[1:]
+    )
+    return list(dict.fromkeys(name for name in named if name in floats))
+
+
+class Networks:
+    """Two networks with the same inputs and outputs, and some inner responses that both have.
+
+    Parameters
+    ----------
+    original, converted : onnx.ModelProto
+    device : str
+        torch device.
+
+    Attributes
+    ----------
+    outputs : tuple of str
+        Outputs of the original that are compared; what feeds a softmax stands for it.
+    inner : tuple of str
+        Inner responses that both have; `check` leaves out those whose shapes differ.
+    parameters : dict of str to Tensor
+        What is trained.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        Where an operator of either cannot be differentiated, or no output is of floating-point type.
+    ModelError
+        Where the two have other outputs, or the converted one has nothing to train.
+    """
+
+    def __init__(
+        self, original: onnx.ModelProto, converted: onnx.ModelProto, device: str = "cpu"
+    ) -> None:
+        self._models = original, converted
+        self._sources = tuple(_by_output(model) for model in self._models)
+        first, second = self._sources
+        if not first:
+            raise UnsupportedOperatorError(
+                "no output of the model is of floating-point type, so there is nothing to learn from; "
+                "export the model with its scores as an output"
+            )
+        if first.keys() != second.keys():
+            odd = sorted(first.keys() ^ second.keys())[0]
+            raise ModelError(
+                f"only one of the two models has the output '{odd}'; give a model and what it was "
+                "converted to"
+            )
+        self.outputs = tuple(first)
+        self.inner = _shared_responses(*self._models)
+        weights = trainable_weights(converted)
+        if not weights:
+            raise ModelError("the converted model has no float32 weight that could be trained")
+        self._graphs = (
+            TorchGraph(original, device, [*first.values(), *self.inner]),
+            TorchGraph(converted, device, [*second.values(), *self.inner], trained=weights),
+        )
+        self.parameters = self._graphs[1].parameters
+
+    def original(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the original: outputs by their name, then inner responses."""
+        import torch
+
+        with torch.no_grad():
+            return self._run(0, feeds)
+
+    def converted(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the converted network, with its gradients where they are enabled."""
+        return self._run(1, feeds)
+
+    def _run(self, which: int, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found, _ = self._graphs[which].forward(feeds)
+        answers = {name: found[source] for name, source in self._sources[which].items()}
+        return {**answers, **{name: found[name] for name in self.inner}}
+
+    def check(self, feeds: Mapping[str, Tensor], runtime: Runtime) -> None:
+        """Compare both in torch with onnxruntime, and leave out inner responses of unequal shapes.
+
+        Raises
+        ------
+        ModelError
+            Where the two differ by more than round-off.
+        """
+        arrays = {name: feed.cpu().numpy() for name, feed in feeds.items()}
+        answers = [self.original(feeds), self._plain(feeds)]
+        for which, label in enumerate(("original", "converted")):
+            sources = self._sources[which]
+            session = open_session(
+                expose(self._models[which], list(sources.values())), runtime, label=label
+            )
+            known = run(session, list(sources.values()), arrays, label=label)
+            for name, wanted in zip(sources, known, strict=True):
+                _require_equal(answers[which][name].cpu().numpy(), wanted, name, label)
+        first, second = answers
+        self.inner = tuple(
+            name
+            for name in self.inner
+            if first[name].is_floating_point() and first[name].shape == second[name].shape
+        )
+
+    def _plain(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
+        with torch.no_grad():
+            return self.converted(feeds)
+
+    def written(self, parameters: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+        """Return the converted model with these weights; nothing else of it is changed.
+
+        Parameters
+        ----------
+        parameters : mapping of str to ndarray, float32
+            By the initializer's name, in its shape.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._models[1])
+        for tensor in model.graph.initializer:
+            if tensor.name in parameters:
+                array = np.ascontiguousarray(parameters[tensor.name], np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        return model
+
+
+def _by_output(model: onnx.ModelProto) -> dict[str, str]:
+    """Name what is compared for each output."""
+    sources, _ = output_sources(model)
+    return {output: source for source, output in sources.items()}
+
+
+def _shared_responses(*models: onnx.ModelProto) -> tuple[str, ...]:
+    """Name activations that both graphs write, some of them, spread over the depth."""
+    written = [
+        [
+            name
+            for node in model.graph.node
+            if node.op_type in _ACTIVATIONS
+            for name in node.output
+            if name
+        ]
+        for model in models
+    ]
+    outputs = {value.name for model in models for value in model.graph.output}
+    common = [name for name in written[0] if name in set(written[1]) - outputs]
+    if len(common) <= _SHARED:
+        return tuple(common)
+    places = np.linspace(0, len(common) - 1, _SHARED + 1).round().astype(int)[1:]
+    return tuple(common[place] for place in places)
+
+
+def _require_equal(found: NDArray[Any], wanted: NDArray[Any], name: str, label: str) -> None:
+    reach = float(np.ptp(wanted)) or float(np.abs(wanted).max()) or 1.0
+    off = float(np.abs(found - wanted).max()) / reach if found.shape == wanted.shape else np.inf
+    if not off <= _ROUND_OFF:
+        raise ModelError(
+            f"output '{name}' of the {label} model differs between torch and onnxruntime by "
+            f"{off:.1e} of its range, so what is learned here would not hold there; convert without "
+            "recovery, and please report it"
+        )

@@ -1,0 +1,48 @@
+"""Recovery from files to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.calibration.sets import CalibrationSet, DataReader, open_calibration_set
+from converter.config import Preprocessing, RecoverySettings, Runtime
+from converter.model_file import check_output_path, load_model, save_model
+from converter.progress import SILENT, Progress
+from converter.refine.recovery import Recovered, recover
+from converter.runtime import model_inputs
+
+__all__ = ["checkpoint_of", "recover_files"]
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Say where the state of an unfinished recovery lies."""
+    return out.with_suffix(".recovery.npz")
+
+
+def recover_files(
+    original: Path,
+    converted: Path,
+    images: Path | DataReader | CalibrationSet,
+    out: Path,
+    settings: RecoverySettings,
+    *,
+    preprocessing: Preprocessing,
+    runtime: Runtime,
+    checkpoint: Path | None = None,
+    progress: Progress = SILENT,
+) -> Recovered:
+    """Train `converted`, and write the better of before and after; see `converter.recover`."""
+    check_output_path(out, original, converted)
+    kept = checkpoint or checkpoint_of(out)
+    check_output_path(kept, original, converted, out)
+    first, second = load_model(original), load_model(converted)
+    data = open_calibration_set(
+        images,
+        model_inputs(first, label=str(original)),
+        preprocessing,
+        labels=settings.labels,
+    )
+    recovered = recover(first, second, data, settings, runtime, checkpoint=kept, progress=progress)
+    save_model(recovered.model, out)
+    kept.unlink(missing_ok=True)
+    return recovered

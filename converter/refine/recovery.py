@@ -1,0 +1,531 @@
+"""The training itself: steps, held-out images, checkpoints, and what comes of it.
+
+The steps are Adam's (Kingma and Ba, arXiv:1412.6980). The rate of each tensor is relative to the root mean
+square of its own values, so that one setting serves small and large factors alike; it rises over the first
+steps and falls along a cosine to nothing at the end of the time or of the epochs. What is judged on the
+held-out images, and kept, is a running mean of the weights (Polyak and Juditsky, 1992), since single steps
+are noisy.
+
+A checkpoint is one `.npz` file of plain arrays. It appears whole or not at all, and is used only by a run
+with the same models, images and settings; such a run sees the images that the first would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.calibration.sets import CalibrationSet, fixed_batch
+from converter.config import RecoverySettings, Runtime
+from converter.errors import CalibrationError, ConfigError, SolverError
+from converter.model_file import write_bytes_atomically
+from converter.progress import SILENT, Progress
+from converter.refine.images import Images, augmented, load_images
+from converter.refine.loss import answers_differ, holds_scores, relative_error
+from converter.refine.networks import Networks
+from converter.runtime import model_inputs, open_session, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Judgement", "Recovered", "recover"]
+
+HELD_OUT_EVERY = 10
+HELD_OUT_MOST = 1000
+"""Every tenth image is held out, a thousand at most."""
+LEAST_HELD_OUT = 2
+CHECKED = 4
+"""Images on which torch is compared with onnxruntime."""
+JUDGED_TOGETHER = 256
+JUDGEMENTS = 20
+"""How often the weights are judged over the whole time."""
+PATIENCE = 5
+"""Judgements without a gain after which it ends early; those of the first half, where steps are large and a
+gain may yet come, do not count."""
+RISE = 0.03
+"""Share of the whole over which the rate rises."""
+MEAN_DECAY = 0.998
+LEAST_SIZE = 1e-3
+"""Root mean square that a tensor is taken to have at least; a bias may be all zeros."""
+CLIP = 1.0
+"""Largest norm of a gradient, relative to that of the first steps."""
+LABEL_WEIGHT = 0.3
+FEATURES_FORMAT = "twofold-recovery-1"
+
+Status = Literal["time limit", "epochs done", "ended early"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a converted model stands beside its original on the held-out images, under onnxruntime.
+
+    Attributes
+    ----------
+    loss : float
+        `answers_differ` of the outputs; infinite where an answer is not finite.
+    agreement : float or None
+        Share of images with the same best class; None for networks that are no classifiers.
+    """
+
+    loss: float
+    agreement: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """What a recovery has come to.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+        The better of the model that was given and the one that was trained, by the held-out loss.
+    improved : bool
+        Whether that is the trained one.
+    before, after : Judgement
+        Of the model that was given, and of `model`.
+    images, held_out : int
+        Images that it was trained on, and that it was judged on.
+    steps : int
+    epochs : float
+    seconds : float
+        Of the training, those before an interruption included.
+    status : {"time limit", "epochs done", "ended early"}
+    precision : {"float32", "bfloat16"}
+    inner : tuple of str
+        Inner responses that were compared as well.
+    notes : tuple of str
+    """
+
+    model: onnx.ModelProto
+    improved: bool
+    before: Judgement
+    after: Judgement
+    images: int
+    held_out: int
+    steps: int
+    epochs: float
+    seconds: float
+    status: Status
+    precision: str
+    inner: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the model as JSON-ready values."""
+        plain = {
+            each.name: getattr(self, each.name)
+            for each in dataclasses.fields(self)
+            if each.name != "model"
+        }
+        plain["before"], plain["after"] = (
+            dataclasses.asdict(each) for each in (self.before, self.after)
+        )
+        return plain
+
+
+def recover(
+    original: onnx.ModelProto,
+    converted: onnx.ModelProto,
+    data: CalibrationSet,
+    settings: RecoverySettings,
+    runtime: Runtime,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress = SILENT,
+) -> Recovered:
+    """Train a converted model to answer as its original does; see `converter.recover`.
+
+    Parameters
+    ----------
+    original, converted : onnx.ModelProto
+        Neither is changed.
+    data : CalibrationSet
+        Images; every tenth is held out. With labels where the settings ask for them.
+    settings : RecoverySettings
+    runtime : Runtime
+        Where the result is judged.
+    checkpoint : Path or None, default None
+        File to go on from, where it fits, and to keep the state in.
+    progress : Progress
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        Where an operator of either model cannot be differentiated.
+    ModelError
+        Where the models do not belong together, or torch does not compute what onnxruntime does.
+    CalibrationError
+        Where the images are too few, do not fit, or have no labels that were asked for.
+    SolverError
+        Where the loss becomes NaN or infinite at once.
+    """
+    if fixed_batch(model_inputs(converted)) is not None:
+        raise ConfigError(
+            "the converted model takes batches of one fixed size only, and training needs any; export "
+            "the original with a free batch"
+        )
+    networks = Networks(original, converted, settings.device)
+    with progress.stage("read the images", 1):
+        images, notes = load_images(data, settings.memory_mib)
+    if settings.labels and images.labels is None:
+        raise CalibrationError(
+            f"{data.describe()} has no labels; give a folder with one subfolder for each class, or "
+            "leave --labels out"
+        )
+    trained_on, held_out = images.split(HELD_OUT_EVERY, HELD_OUT_MOST)
+    if len(held_out) < LEAST_HELD_OUT:
+        raise CalibrationError(
+            f"{data.describe()} has too few images to hold some out; give at least "
+            f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
+        )
+    networks.check(trained_on.batch(slice(0, CHECKED), settings.device), runtime)
+
+    judge = _Judge(original, held_out, runtime, settings, networks.outputs)
+    before = judge.judge(converted)
+    key = _key(original, converted, data, settings)
+    training = _Training(networks, trained_on, held_out, settings)
+    if checkpoint is not None and training.resumed(checkpoint, key):
+        notes += (f"the run went on from step {training.step} of an earlier one",)
+    status = training.run(checkpoint, key, progress)
+
+    trained = networks.written(training.best)
+    after = judge.judge(trained)
+    improved = after.loss < before.loss
+    return Recovered(
+        model=trained if improved else converted,
+        improved=improved,
+        before=before,
+        after=after if improved else before,
+        images=len(trained_on),
+        held_out=len(held_out),
+        steps=training.step,
+        epochs=training.step * training.batch / len(trained_on),
+        seconds=training.seconds,
+        status=status,
+        precision=training.precision,
+        inner=networks.inner,
+        notes=notes,
+    )
+
+
+class _Judge:
+    """Compares a converted model with the original on the held-out images, under onnxruntime."""
+
+    def __init__(
+        self,
+        original: onnx.ModelProto,
+        images: Images,
+        runtime: Runtime,
+        settings: RecoverySettings,
+        outputs: tuple[str, ...],
+    ) -> None:
+        self._images, self._runtime, self._settings = images, runtime, settings
+        self._outputs = outputs
+        self._wanted = self._answers(original)
+
+    def _answers(self, model: onnx.ModelProto) -> dict[str, Tensor]:
+        import torch
+
+        session = open_session(model, self._runtime, spinning=False)
+        names = list(self._outputs)
+        parts: list[list[NDArray[Any]]] = []
+        for rows in self._images.in_order(JUDGED_TOGETHER):
+            feeds = {name: feed.numpy() for name, feed in self._images.batch(rows, "cpu").items()}
+            parts.append(run(session, names, feeds))
+        return {
+            name: torch.from_numpy(np.concatenate([part[index] for part in parts])).float()
+            for index, name in enumerate(names)
+        }
+
+    def judge(self, model: onnx.ModelProto) -> Judgement:
+        """Say how far a model's answers are from the original's."""
+        found = self._answers(model)
+        # an output that is a softmax already holds no logits: its logarithm does, up to a constant
+        loss = float(answers_differ(found, self._wanted, self._outputs, self._settings.temperature))
+        scores = next((name for name in self._outputs if holds_scores(self._wanted[name])), None)
+        agreement = None
+        if scores is not None:
+            same = found[scores].argmax(1) == self._wanted[scores].argmax(1)
+            agreement = float(same.float().mean())
+        return Judgement(loss if math.isfinite(loss) else math.inf, agreement)
+
+
+@dataclass(eq=False)
+class _Training:
+    """The state of the training: weights, Adam's moments, the running mean, and the best so far."""
+
+    networks: Networks
+    images: Images
+    held_out: Images
+    settings: RecoverySettings
+    step: int = 0
+    seconds: float = 0.0
+    precision: str = "float32"
+    best: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    best_loss: float = math.inf
+    idle: int = 0
+    judged: int = 0
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.batch = min(self.settings.batch, len(self.images))
+        parameters = self.networks.parameters
+        self._mean = {name: value.detach().clone() for name, value in parameters.items()}
+        self._adam = torch.optim.Adam(
+            [{"params": [value], "size": _size(value)} for value in parameters.values()],
+            lr=self.settings.rate,
+            betas=(0.9, 0.99),
+        )
+
+    # ---- the loop
+
+    def run(self, checkpoint: Path | None, key: str, progress: Progress) -> Status:
+        """Train until the time is over, the epochs are done, or nothing is gained any more."""
+        if not self.best:
+            self._keep_best()
+        self.precision = self._faster_precision()
+        status: Status = "time limit" if self.settings.seconds is not None else "epochs done"
+        with progress.stage("recover", 1000) as advance:
+            shown = self._shown(advance, 0)
+            last = time.monotonic()
+            while self.done < 1.0:
+                self._one_step()
+                now = time.monotonic()
+                self.seconds, last = self.seconds + now - last, now
+                shown = self._shown(advance, shown)
+                if self.done * JUDGEMENTS >= self.judged + 1 or self.done >= 1.0:
+                    self.judged = int(self.done * JUDGEMENTS)
+                    self._keep_best()
+                    if checkpoint is not None:
+                        self._write(checkpoint, key)
+                    if self.idle >= PATIENCE:
+                        status = "ended early"
+                        break
+                    last = time.monotonic()  # what judging takes is not part of the limit
+            advance(1000 - shown)
+        return status
+
+    @property
+    def done(self) -> float:
+        """Share of the time or of the epochs that is over."""
+        if self.settings.seconds is not None:
+            return self.seconds / self.settings.seconds
+        assert self.settings.epochs is not None, "one of the two is set"
+        total = max(1, round(self.settings.epochs * len(self.images) / self.batch))
+        return self.step / total
+
+    def _shown(self, advance: Any, shown: int) -> int:
+        now = min(1000, int(1000 * self.done))
+        if now > shown:
+            best = (
+                "" if math.isinf(self.best_loss) else f", {self.best_loss:.4f} on held-out images"
+            )
+            advance(now - shown, f"step {self.step}{best}")
+        return max(now, shown)
+
+    def _one_step(self) -> None:
+        import torch
+
+        rows = self.images.rows_of(self.step, self.batch, self.settings.seed)
+        feeds = self.images.batch(rows, self.settings.device)
+        feeds = augmented(feeds, self.settings.augment, (self.settings.seed, 1, self.step))
+        with self._casting():
+            wanted = self.networks.original(feeds)
+            found = self.networks.converted(feeds)
+        loss = self._loss(found, wanted, rows)
+        if not math.isfinite(float(loss.detach())):
+            raise SolverError(
+                f"the training became NaN or infinite at step {self.step}; the model that was given is "
+                "kept, and a lower --rate may do"
+            )
+        self._adam.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(list(self.networks.parameters.values()), CLIP)
+        rate = self._rate()
+        for group in self._adam.param_groups:
+            group["lr"] = rate * group["size"]
+        self._adam.step()
+        self.step += 1
+        decay = min(MEAN_DECAY, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.networks.parameters.items():
+                self._mean[name].lerp_(value, 1 - decay)
+
+    def _rate(self) -> float:
+        risen = min(1.0, self.done / RISE)
+        return self.settings.rate * max(risen, 1e-3) * 0.5 * (1 + math.cos(math.pi * self.done))
+
+    def _loss(
+        self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rows: NDArray[Any]
+    ) -> Tensor:
+        from torch.nn import functional
+
+        found = {name: value.float() for name, value in found.items()}
+        wanted = {name: value.float() for name, value in wanted.items()}
+        outputs = self.networks.outputs
+        loss = answers_differ(found, wanted, outputs, self.settings.temperature)
+        for name in self.networks.inner:
+            share = self.settings.features / len(self.networks.inner)
+            loss = loss + share * relative_error(found[name], wanted[name])
+        if self.settings.labels:
+            classes = self.images.classes(rows, self.settings.device)
+            scores = next(name for name in outputs if holds_scores(wanted[name]))
+            assert classes is not None, "asked for before the training"
+            loss = loss + LABEL_WEIGHT * functional.cross_entropy(found[scores], classes)
+        return loss
+
+    # ---- precision
+
+    def _casting(self) -> Any:
+        import torch
+
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.settings.device.partition(":")[0], dtype=torch.bfloat16)
+
+    def _faster_precision(self) -> str:
+        """Time one forward and backward run in both precisions, where that is asked for."""
+        if self.settings.precision != "auto":
+            return self.settings.precision
+        taken = {}
+        for precision in ("float32", "bfloat16"):
+            self.precision = precision
+            taken[precision] = min(self._timed() for _ in range(3))
+        return "bfloat16" if taken["bfloat16"] < 0.8 * taken["float32"] else "float32"
+
+    def _timed(self) -> float:
+        import torch
+
+        started = time.perf_counter()
+        rows = np.arange(self.batch)
+        feeds = self.images.batch(rows, self.settings.device)
+        with self._casting():
+            wanted = self.networks.original(feeds)
+            found = self.networks.converted(feeds)
+        torch.autograd.backward(self._loss(found, wanted, rows))
+        self._adam.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    # ---- the best, and checkpoints
+
+    def _keep_best(self) -> None:
+        """Judge the running mean on the held-out images, and keep it where it is the best so far."""
+        import torch
+
+        parameters = self.networks.parameters
+        now = {name: value.detach().clone() for name, value in parameters.items()}
+        total = 0.0
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(self._mean[name])
+            for rows in self.held_out.in_order(JUDGED_TOGETHER):
+                feeds = self.held_out.batch(rows, self.settings.device)
+                wanted, found = self.networks.original(feeds), self.networks.converted(feeds)
+                loss = answers_differ(
+                    found, wanted, self.networks.outputs, self.settings.temperature
+                )
+                total += float(loss) * (rows.stop - rows.start)
+            for name, value in parameters.items():
+                value.copy_(now[name])
+        loss_now = total / len(self.held_out)
+        if loss_now < self.best_loss:
+            self.best_loss, self.idle = loss_now, 0
+            self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
+        elif self.done > 0.5:
+            self.idle += 1
+
+    def _write(self, path: Path, key: str) -> None:
+        import io
+
+        arrays: dict[str, NDArray[Any]] = {}
+        for number, (name, value) in enumerate(self.networks.parameters.items()):
+            state = self._adam.state[value]
+            arrays[f"{number}/now"] = value.detach().cpu().numpy()
+            arrays[f"{number}/mean"] = self._mean[name].cpu().numpy()
+            arrays[f"{number}/best"] = self.best[name]
+            arrays[f"{number}/first"] = state["exp_avg"].cpu().numpy()
+            arrays[f"{number}/second"] = state["exp_avg_sq"].cpu().numpy()
+        about = {
+            "format": FEATURES_FORMAT,
+            "key": key,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best_loss": self.best_loss,
+            "idle": self.idle,
+            "judged": self.judged,
+        }
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names are free
+        write_bytes_atomically(path, buffer.getvalue())
+
+    def resumed(self, path: Path, key: str) -> bool:
+        """Take up the state of a checkpoint, where it is one of this very run."""
+        import torch
+
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+                about = json.loads(bytes(kept["about"]).decode())
+                if about["format"] != FEATURES_FORMAT or about["key"] != key:
+                    return False
+                arrays = {name: kept[name] for name in kept.files if name != "about"}
+        except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, BadZipFile):
+            return False
+        names = list(self.networks.parameters)
+        shapes = [tuple(self.networks.parameters[name].shape) for name in names]
+        kinds = ("now", "mean", "best", "first", "second")
+        for number, shape in enumerate(shapes):
+            for kind in kinds:
+                if arrays.get(f"{number}/{kind}", np.empty(0)).shape != shape:
+                    return False
+        for number, name in enumerate(names):
+            value = self.networks.parameters[name]
+            now, mean, best, first, second = (
+                torch.from_numpy(np.array(arrays[f"{number}/{kind}"])).to(value) for kind in kinds
+            )
+            with torch.no_grad():
+                value.copy_(now)
+            self._mean[name] = mean
+            self.best[name] = best.cpu().numpy()
+            self._adam.state[value] = {
+                "step": torch.tensor(float(about["step"])),
+                "exp_avg": first,
+                "exp_avg_sq": second,
+            }
+        self.step, self.seconds = int(about["step"]), float(about["seconds"])
+        self.best_loss, self.idle = float(about["best_loss"]), int(about["idle"])
+        self.judged = int(about["judged"])
+        return True
+
+
+def _size(value: Tensor) -> float:
+    return max(float(value.detach().square().mean().sqrt()), LEAST_SIZE)
+
+
+def _key(
+    original: onnx.ModelProto,
+    converted: onnx.ModelProto,
+    data: CalibrationSet,
+    settings: RecoverySettings,
+) -> str:
+    """Tell one run from another: models, images and settings."""
+    digest = hashlib.sha256()
+    for model in (original, converted):
+        digest.update(model.SerializeToString(deterministic=True))
+    digest.update(data.digest().encode())
+    digest.update(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
+    return digest.hexdigest()

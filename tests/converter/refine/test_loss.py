@@ -1,0 +1,44 @@
+"""The loss against its formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from converter.refine.loss import answers_differ, holds_scores, relative_error
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    shifted = np.exp(values - values.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def test_scores_are_compared_as_softened_distributions() -> None:
+    random = np.random.default_rng(0)
+    mine, theirs = random.standard_normal((2, 6, 4)) * 3
+    p, q = softmax(theirs / 2.5), softmax(mine / 2.5)
+    expected = 2.5**2 * (p * np.log(p / q)).sum() / 6
+    found = answers_differ(
+        {"y": torch.from_numpy(mine)}, {"y": torch.from_numpy(theirs)}, ("y",), 2.5
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_constant_added_to_all_scores_is_no_difference() -> None:
+    scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    assert float(answers_differ({"y": scores + 7}, {"y": scores}, ("y",), 4)) == pytest.approx(
+        0, abs=1e-5
+    )
+
+
+def test_maps_are_compared_by_relative_error_and_outputs_averaged() -> None:
+    maps = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2))
+    spread = float((maps - maps.mean(0)).square().sum())
+    error = float(relative_error(maps + 0.5, maps))
+    assert error == pytest.approx(0.25 * maps.numel() / spread, rel=1e-5)
+    both = answers_differ({"a": maps + 0.5, "b": maps}, {"a": maps, "b": maps}, ("a", "b"), 1)
+    assert float(both) == pytest.approx(error / 2, rel=1e-5)
+    assert not holds_scores(maps)
+    assert not holds_scores(torch.ones(4, 1))
+    assert holds_scores(torch.ones(4, 2))

@@ -1,0 +1,151 @@
+"""ONNX to torch and back: equal to onnxruntime, with the gradients of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+from onnx import numpy_helper
+
+from converter.config import Runtime
+from converter.differentiable import TorchGraph, UnsupportedOperatorError
+from converter.errors import ModelError
+from converter.model_file import load_model
+from converter.preparation import normalised
+from converter.refine.networks import Networks, trainable_weights
+from converter.runtime import model_inputs
+from passes.exchange import export_model
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "models"
+LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("light_*.onnx"))
+RUNTIME = Runtime(threads=1)
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+    small (float[n, 3, 8, 8] x) => (float[n, 5] y)
+    <float[6, 3, 3, 3] a, float[6] b, float[5, 6] c, float[5] d, float[1] scale> {
+        h = Conv <pads = [1, 1, 1, 1]> (x, a, b)
+        r = Relu (h)
+        p = GlobalAveragePool (r)
+        f = Flatten (p)
+        g = Gemm <transB = 1> (f, c, d)
+        y = Mul (g, scale)
+    }"""
+
+
+def small(seed: int = 0) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(TEXT)
+    random = np.random.default_rng(seed)
+    shapes = {"a": (6, 3, 3, 3), "b": (6,), "c": (5, 6), "d": (5,), "scale": (1,)}
+    del model.graph.initializer[:]
+    for name, shape in shapes.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return model
+
+
+def images(count: int = 4) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+
+def test_what_is_trained_are_the_weights_of_linear_layers() -> None:
+    assert trainable_weights(small()) == ["a", "b", "c", "d"]
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    networks = Networks(small(), small(1))
+    networks.converted(images())["y"].square().sum().backward()
+    for name in ("a", "c", "d"):
+        value = networks.parameters[name]
+        flat = value.detach().view(-1)
+        assert value.grad is not None
+        for place in (0, len(flat) // 2, len(flat) - 1):
+            sums = []
+            for step in (1e-2, -2e-2):
+                flat[place] += step
+                with torch.no_grad():
+                    sums.append(float(networks.converted(images())["y"].double().square().sum()))
+            flat[place] += 1e-2
+            expected = (sums[0] - sums[1]) / 2e-2
+            assert float(value.grad.view(-1)[place]) == pytest.approx(expected, rel=2e-2, abs=1e-2)
+
+
+def test_weights_go_back_where_they_were_and_nothing_else_changes() -> None:
+    model = small(1)
+    networks = Networks(small(), model)
+    changed = {"c": np.full((5, 6), 2.0, np.float32)}
+    written = networks.written(changed)
+    after = {each.name: numpy_helper.to_array(each) for each in written.graph.initializer}
+    before = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    np.testing.assert_array_equal(after["c"], changed["c"])
+    for name in before.keys() - {"c"}:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert written.graph.node == model.graph.node
+    np.testing.assert_array_equal(before["c"], numpy_helper.to_array(small(1).graph.initializer[2]))
+
+
+def test_inner_responses_of_equal_names_and_shapes_are_compared() -> None:
+    networks = Networks(small(), small(1))
+    networks.check(images(), RUNTIME)
+    assert networks.inner == ("r",)
+    assert networks.original(images())["r"].shape == (4, 6, 8, 8)
+    assert not networks.original(images())["r"].requires_grad
+    assert networks.converted(images())["r"].requires_grad
+
+
+def test_an_operator_that_is_missing_is_named() -> None:
+    model = small()
+    model.graph.node[1].op_type = "Softsign"
+    model.graph.node[1].domain = "elsewhere"
+    with pytest.raises(UnsupportedOperatorError, match=r"elsewhere\.Softsign"):
+        Networks(model, small())
+
+
+def test_two_models_that_do_not_belong_together() -> None:
+    other = small()
+    other.graph.output[0].name = "z"
+    other.graph.node[-1].output[0] = "z"
+    with pytest.raises(ModelError, match="only one of the two models has the output"):
+        Networks(small(), other)
+
+
+def test_no_weight_to_train() -> None:
+    with pytest.raises(ValueError, match="'q' is no weight"):
+        TorchGraph(small(), trained=["q"])
+
+
+def round_trip(path: Path) -> None:
+    """Through torch and back the weights are the same bits, and torch computes what onnxruntime does."""
+    source = load_model(path)
+    model = export_model(normalised(source, path)[0], source)
+    networks = Networks(source, model)
+    (given,) = model_inputs(model)
+    shape = [side if isinstance(side, int) else 2 for side in given.shape]
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    networks.check({given.name: torch.from_numpy(values)}, RUNTIME)
+    kept = {name: value.detach().numpy() for name, value in networks.parameters.items()}
+    back = networks.written(kept)
+    first, second = (
+        {each.name: numpy_helper.to_array(each) for each in each_model.graph.initializer}
+        for each_model in (model, back)
+    )
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet20_cifar10", "alexnet_cifar10", "googlenet_cifar10", "vgg16_cifar10"]
+)
+def test_reference_models_go_through_torch_and_back(name: str) -> None:
+    path = SHARED / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    round_trip(path)
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
+def test_light_networks_go_through_torch_and_back(path: Path) -> None:
+    round_trip(path)

@@ -1,0 +1,303 @@
+"""A damaged network recovers, is never worse than it was, and goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+import converter
+from converter.cli import app
+from converter.config import RecoverySettings, Runtime, recovery_length
+from converter.errors import CalibrationError, ConfigError, SolverError
+from converter.model_file import file_digest, save_model
+from converter.refine import recovery as module
+from converter.refine.pipeline import checkpoint_of
+
+RUNTIME = Runtime(threads=1)
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+    small (float[n, 3, 8, 8] x) => (float[n, 5] y)
+    <float[8, 3, 3, 3] a, float[8] b, float[8, 8, 3, 3] e, float[5, 8] c, float[5] d> {
+        h = Conv <pads = [1, 1, 1, 1]> (x, a, b)
+        r = Relu (h)
+        k = Conv <pads = [1, 1, 1, 1]> (r, e)
+        s = Relu (k)
+        p = GlobalAveragePool (s)
+        f = Flatten (p)
+        y = Gemm <transB = 1> (f, c, d)
+    }"""
+SHAPES = {"a": (8, 3, 3, 3), "b": (8,), "e": (8, 8, 3, 3), "c": (5, 8), "d": (5,)}
+
+
+def network(noise: float = 0.0) -> onnx.ModelProto:
+    """The same network, its weights off by a share of their size."""
+    model = onnx.parser.parse_model(TEXT)
+    random, other = np.random.default_rng(0), np.random.default_rng(1)
+    del model.graph.initializer[:]
+    for name, shape in SHAPES.items():
+        values = random.standard_normal(shape) * (2 / max(np.prod(shape[1:]), 1)) ** 0.5
+        values += noise * values.std() * other.standard_normal(shape)
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    return model
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Original, damaged model and images."""
+    images: NDArray[np.float32] = (
+        np.random.default_rng(2).standard_normal((160, 3, 8, 8)).astype(np.float32)
+    )
+    np.save(tmp_path / "images.npy", images)
+    save_model(network(), tmp_path / "original.onnx")
+    save_model(network(0.3), tmp_path / "damaged.onnx")
+    return tmp_path / "original.onnx", tmp_path / "damaged.onnx", tmp_path / "images.npy"
+
+
+def settings(**changes: object) -> RecoverySettings:
+    given: dict[str, object] = {"epochs": 12, "batch": 16, "precision": "float32", **changes}
+    return RecoverySettings(**given)  # type: ignore[arg-type]
+
+
+def convert(original: Path, images: Path, out: Path) -> converter.Conversion:
+    return converter.convert(
+        original,
+        images,
+        out,
+        converter.Budget(macs=2),
+        calibration=converter.CalibrationSettings(patches=512, batch=16),
+        timing=False,
+        recovery=settings(epochs=6),
+    )
+
+
+def weights(path: Path) -> dict[str, NDArray[np.float32]]:
+    return {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+
+
+def test_a_damaged_network_answers_like_its_original_again(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    out = original.parent / "out.onnx"
+    given = damaged.read_bytes()
+    found = converter.recover(original, damaged, images, out, settings(), runtime=RUNTIME)
+    assert found.improved
+    assert found.after.loss < 0.3 * found.before.loss
+    assert found.after.agreement is not None
+    assert found.before.agreement is not None
+    assert found.after.agreement >= found.before.agreement
+    assert (found.images, found.held_out) == (144, 16)
+    assert found.status == "ended early" or found.epochs == pytest.approx(12)
+    assert found.inner == ("r", "s")
+    assert damaged.read_bytes() == given
+    assert not checkpoint_of(out).exists()
+    validation = converter.validate(original, out, images, time_batches=(1,), seconds=0.01)
+    before = converter.validate(original, damaged, images, time_batches=(1,), seconds=0.01)
+    assert validation.outputs[0].relative_l2 < before.outputs[0].relative_l2  # type: ignore[operator]
+    json.dumps(found.to_dict())
+
+
+def test_what_is_given_is_kept_where_nothing_is_better(files: tuple[Path, Path, Path]) -> None:
+    original, _, images = files
+    out = original.parent / "out.onnx"
+    found = converter.recover(original, original, images, out, settings(epochs=2), runtime=RUNTIME)
+    assert not found.improved
+    assert found.after == found.before
+    for name, array in weights(original).items():
+        np.testing.assert_array_equal(weights(out)[name], array)
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    whole, parts = original.parent / "whole.onnx", original.parent / "parts.onnx"
+    converter.recover(original, damaged, images, whole, settings(), runtime=RUNTIME)
+
+    step = module._Training._one_step
+
+    def cut_off(training: module._Training) -> None:
+        if training.step == 60:
+            raise KeyboardInterrupt
+        step(training)
+
+    monkeypatch.setattr(module._Training, "_one_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        converter.recover(original, damaged, images, parts, settings(), runtime=RUNTIME)
+    assert checkpoint_of(parts).exists()
+    assert not parts.exists()
+    monkeypatch.setattr(module._Training, "_one_step", step)
+    found = converter.recover(original, damaged, images, parts, settings(), runtime=RUNTIME)
+    assert any("went on from step" in note for note in found.notes)
+    for name, array in weights(whole).items():
+        np.testing.assert_allclose(weights(parts)[name], array, rtol=1e-6, atol=1e-7)
+    assert not checkpoint_of(parts).exists()
+
+
+def test_recover_goes_on_where_a_conversion_was_cut_off(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, _, images = files
+    out, better = original.parent / "out.onnx", original.parent / "better.onnx"
+    step = module._Training._one_step
+
+    def cut_off(training: module._Training) -> None:
+        if training.step == 40:
+            raise KeyboardInterrupt
+        step(training)
+
+    monkeypatch.setattr(module._Training, "_one_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        convert(original, images, out)
+    monkeypatch.setattr(module._Training, "_one_step", step)
+    assert out.exists()
+    found = converter.recover(
+        original, out, images, better, settings(epochs=6), checkpoint=checkpoint_of(out)
+    )
+    assert any("went on from step" in note for note in found.notes)
+    assert found.improved
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x04 pickle"])
+def test_a_checkpoint_that_is_none_is_left_out(
+    files: tuple[Path, Path, Path], content: bytes
+) -> None:
+    original, damaged, images = files
+    out = original.parent / "out.onnx"
+    checkpoint_of(out).write_bytes(content)
+    found = converter.recover(original, damaged, images, out, settings(epochs=1), runtime=RUNTIME)
+    assert found.notes == ()
+
+
+def test_a_checkpoint_of_other_settings_is_left_out(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    out = original.parent / "out.onnx"
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # the checkpoint stays
+    converter.recover(original, damaged, images, out, settings(epochs=1), runtime=RUNTIME)
+    found = converter.recover(
+        original, damaged, images, out, settings(epochs=1, seed=4), runtime=RUNTIME
+    )
+    assert found.notes == ()
+
+
+def test_it_ends_with_the_time(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    limited = settings(epochs=None, seconds=0.5)
+    found = converter.recover(
+        original, damaged, images, original.parent / "out.onnx", limited, runtime=RUNTIME
+    )
+    assert found.status == "time limit"
+    assert 0.5 <= found.seconds < 2.0
+
+
+def test_it_ends_early_where_nothing_is_gained(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, _, images = files
+    monkeypatch.setattr(module, "PATIENCE", 2)
+    found = converter.recover(
+        original,
+        original,
+        images,
+        original.parent / "out.onnx",
+        settings(epochs=40),
+        runtime=RUNTIME,
+    )
+    assert found.status == "ended early"
+    assert 20 < found.epochs < 40
+
+
+def test_labels_must_be_there(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    with pytest.raises(CalibrationError, match="label"):
+        converter.recover(
+            original, damaged, images, original.parent / "out.onnx", settings(labels=True)
+        )
+
+
+def test_too_few_images(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    np.save(images, np.load(images)[:9])
+    with pytest.raises(CalibrationError, match="at least 20"):
+        converter.recover(original, damaged, images, original.parent / "out.onnx", settings())
+
+
+def test_a_loss_that_is_not_finite_ends_it(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    values = np.load(images)
+    values[0] = np.nan
+    np.save(images, values)
+    with pytest.raises((SolverError, CalibrationError)):
+        converter.recover(original, damaged, images, original.parent / "out.onnx", settings())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", {"seconds": 90}),
+        ("10m", {"seconds": 600}),
+        ("1.5h", {"seconds": 5400}),
+        ("20e", {"epochs": 20}),
+    ],
+)
+def test_lengths(text: str, expected: dict[str, float]) -> None:
+    assert recovery_length(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "10", "-3m", "nanm", "10d"])
+def test_lengths_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="90s, 10m or 1h"):
+        recovery_length(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": None},
+        {"seconds": 3.0},
+        {"batch": 1},
+        {"rate": 0.0},
+        {"augment": ("turn",)},
+        {"temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        settings(**changes)
+
+
+def test_the_command_recovers_and_says_what_came_of_it(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    out = original.parent / "out.onnx"
+    result = CliRunner().invoke(
+        app,
+        [
+            *("recover", str(original), str(damaged), "--images", str(images), "--out", str(out)),
+            *("--for", "8e", "--step-images", "16", "--precision", "float32", "--augment", "none"),
+            *("--json", str(out.with_suffix(".json"))),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert "recovered   loss" in result.output
+    assert "16 held-out images" in result.output
+    written = json.loads(out.with_suffix(".json").read_text())
+    assert written["format"] == "twofold-recovery-1"
+    assert written["after"]["loss"] < written["before"]["loss"]
+
+
+def test_a_conversion_recovers_what_it_lost(files: tuple[Path, Path, Path]) -> None:
+    original, _, images = files
+    out = original.parent / "out.onnx"
+    conversion = convert(original, images, out)
+    assert conversion.recovery is not None
+    assert conversion.recovery["after"]["loss"] < conversion.recovery["before"]["loss"]
+    assert conversion.macs_reduction >= 2
+    assert conversion.out_digest == file_digest(out)
