@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
@@ -34,7 +34,9 @@ _FIRST_OPSET = 7  # before it, Add and its like broadcast by attributes
 
 
 class UnsupportedOperatorError(ConverterError):
-    """An operator, or a form of one, whose gradient is not available here; exit code 5."""
+    """An operator, or a form of one, whose gradient is not available here; exit code 3."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class TorchGraph:

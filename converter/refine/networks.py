@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +115,30 @@ class Networks:
         answers = {name: found[source] for name, source in self._sources[which].items()}
         return {**answers, **{name: found[name] for name in self.inner}}
 
+    def under_onnxruntime(
+        self, which: int, model: onnx.ModelProto, runtime: Runtime
+    ) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+        """Open a model that computes, in onnxruntime, what is compared: outputs by their name.
+
+        Parameters
+        ----------
+        which : int
+            0 for the original, 1 for the converted model.
+        model : onnx.ModelProto
+            That one, or the same with other weights.
+        runtime : Runtime
+        """
+        sources = self._sources[which]
+        wanted = list(dict.fromkeys(sources.values()))
+        label = ("the original model", "the converted model")[which]
+        session = open_session(expose(model, wanted), runtime, spinning=False, label=label)
+
+        def answers(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            found = dict(zip(wanted, run(session, wanted, feeds, label=label), strict=True))
+            return {name: found[source] for name, source in sources.items()}
+
+        return answers
+
     def check(self, feeds: Mapping[str, Tensor], runtime: Runtime) -> None:
         """Compare both in torch with onnxruntime, and leave out inner responses of unequal shapes.
 
@@ -126,12 +150,8 @@ class Networks:
         arrays = {name: feed.cpu().numpy() for name, feed in feeds.items()}
         answers = [self.original(feeds), self._plain(feeds)]
         for which, label in enumerate(("original", "converted")):
-            sources = self._sources[which]
-            session = open_session(
-                expose(self._models[which], list(sources.values())), runtime, label=label
-            )
-            known = run(session, list(sources.values()), arrays, label=label)
-            for name, wanted in zip(sources, known, strict=True):
+            known = self.under_onnxruntime(which, self._models[which], runtime)(arrays)
+            for name, wanted in known.items():
                 _require_equal(answers[which][name].cpu().numpy(), wanted, name, label)
         first, second = answers
         self.inner = tuple(

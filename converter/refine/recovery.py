@@ -36,7 +36,7 @@ from converter.progress import SILENT, Progress
 from converter.refine.images import Images, augmented, load_images
 from converter.refine.loss import answers_differ, holds_scores, relative_error
 from converter.refine.networks import Networks
-from converter.runtime import model_inputs, open_session, run
+from converter.runtime import model_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +61,9 @@ MEAN_DECAY = 0.998
 LEAST_SIZE = 1e-3
 """Root mean square that a tensor is taken to have at least; a bias may be all zeros."""
 CLIP = 1.0
-"""Largest norm of a gradient, relative to that of the first steps."""
+"""Largest norm of a gradient: one odd batch must not spoil Adam's moments."""
 LABEL_WEIGHT = 0.3
-FEATURES_FORMAT = "twofold-recovery-1"
+CHECKPOINT_FORMAT = "twofold-recovery-1"
 
 Status = Literal["time limit", "epochs done", "ended early"]
 
@@ -193,7 +193,7 @@ def recover(
         )
     networks.check(trained_on.batch(slice(0, CHECKED), settings.device), runtime)
 
-    judge = _Judge(original, held_out, runtime, settings, networks.outputs)
+    judge = _Judge(networks, original, held_out, runtime, settings.temperature)
     before = judge.judge(converted)
     key = _key(original, converted, data, settings)
     training = _Training(networks, trained_on, held_out, settings)
@@ -226,36 +226,35 @@ class _Judge:
 
     def __init__(
         self,
+        networks: Networks,
         original: onnx.ModelProto,
         images: Images,
         runtime: Runtime,
-        settings: RecoverySettings,
-        outputs: tuple[str, ...],
+        temperature: float,
     ) -> None:
-        self._images, self._runtime, self._settings = images, runtime, settings
-        self._outputs = outputs
-        self._wanted = self._answers(original)
+        self._networks, self._images, self._runtime = networks, images, runtime
+        self._temperature = temperature
+        self._wanted = self._answers(0, original)
 
-    def _answers(self, model: onnx.ModelProto) -> dict[str, Tensor]:
+    def _answers(self, which: int, model: onnx.ModelProto) -> dict[str, Tensor]:
         import torch
 
-        session = open_session(model, self._runtime, spinning=False)
-        names = list(self._outputs)
-        parts: list[list[NDArray[Any]]] = []
-        for rows in self._images.in_order(JUDGED_TOGETHER):
-            feeds = {name: feed.numpy() for name, feed in self._images.batch(rows, "cpu").items()}
-            parts.append(run(session, names, feeds))
+        answers = self._networks.under_onnxruntime(which, model, self._runtime)
+        parts = [
+            answers({name: feed.numpy() for name, feed in self._images.batch(rows, "cpu").items()})
+            for rows in self._images.in_order(JUDGED_TOGETHER)
+        ]
         return {
-            name: torch.from_numpy(np.concatenate([part[index] for part in parts])).float()
-            for index, name in enumerate(names)
+            name: torch.from_numpy(np.concatenate([part[name] for part in parts])).float()
+            for name in self._networks.outputs
         }
 
     def judge(self, model: onnx.ModelProto) -> Judgement:
         """Say how far a model's answers are from the original's."""
-        found = self._answers(model)
-        # an output that is a softmax already holds no logits: its logarithm does, up to a constant
-        loss = float(answers_differ(found, self._wanted, self._outputs, self._settings.temperature))
-        scores = next((name for name in self._outputs if holds_scores(self._wanted[name])), None)
+        found = self._answers(1, model)
+        outputs = self._networks.outputs
+        loss = float(answers_differ(found, self._wanted, outputs, self._temperature))
+        scores = next((name for name in outputs if holds_scores(self._wanted[name])), None)
         agreement = None
         if scores is not None:
             same = found[scores].argmax(1) == self._wanted[scores].argmax(1)
@@ -460,7 +459,7 @@ class _Training:
             arrays[f"{number}/first"] = state["exp_avg"].cpu().numpy()
             arrays[f"{number}/second"] = state["exp_avg_sq"].cpu().numpy()
         about = {
-            "format": FEATURES_FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "key": key,
             "step": self.step,
             "seconds": self.seconds,
@@ -480,7 +479,7 @@ class _Training:
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
                 about = json.loads(bytes(kept["about"]).decode())
-                if about["format"] != FEATURES_FORMAT or about["key"] != key:
+                if about["format"] != CHECKPOINT_FORMAT or about["key"] != key:
                     return False
                 arrays = {name: kept[name] for name in kept.files if name != "about"}
         except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, BadZipFile):

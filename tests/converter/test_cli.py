@@ -436,7 +436,8 @@ def test_plan_takes_what_convert_takes(
     for named in (planned.named, called.named):
         del named["progress"]
     assert planned.named.items() <= called.named.items()
-    assert called.named.keys() - planned.named.keys() == {"max_drop", "val"}
+    own = {"max_drop", "val", "recovery", "recover_images"}
+    assert called.named.keys() - planned.named.keys() == own
 
 
 def test_plan_writes_what_it_is_asked_for(

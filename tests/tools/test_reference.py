@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tools.reference import Row, _page
+from pathlib import Path
+
+from tools.reference import Ask, Row, _page, made_by
 
 
 def row(model: str, budget: str, allowed: float | None = None) -> Row:
@@ -47,6 +49,13 @@ def test_what_is_allowed_and_predicted_stands_beside_what_was_measured() -> None
     assert "| -0.50 ± 0.25 | – |" in free
     assert "| 5,000 | 88.00 % | 87.50 % |" in asked
     assert "| -3 % | 40 | 1,234 |" in asked
+
+
+def test_a_recovery_is_part_of_what_was_asked_and_of_the_file_names() -> None:
+    plain, recovered = Ask(("--macs", "2")), Ask(("--params", "2", "--macs", "2"), 0.0, "18m")
+    assert str(recovered) == "--params 2 --macs 2 --recover 18m"
+    names = [made_by(Path("net.onnx"), ask, Path("work"))[0].name for ask in (plain, recovered)]
+    assert names == ["net-macs2.onnx", "net-params2-macs2-recover18m.onnx"]
 
 
 def test_what_was_not_run_is_named() -> None:
