@@ -380,7 +380,11 @@ def problem_of(
         strength = _channel_strength(weight, patches, channels)
         eligible = strength.topk(min(channels, ELIGIBLE_TAPS // taps)).indices.sort().values
         wanted = (eligible[:, None] * taps + torch.arange(taps, device=device)).flatten()
-        basis = torch.cat([weight, torch.eye(columns, device=device)[wanted]])
+        picking = torch.zeros(
+            len(wanted), columns, device=device
+        )  # rows of an identity, never the whole
+        picking[torch.arange(len(wanted), device=device), wanted] = 1.0
+        basis = torch.cat([weight, picking])
         patches = torch.cat([patches @ weight.T, patches[:, wanted]], dim=1)
     if layer.bias is None:
         bias = torch.zeros(rows, device=device)
