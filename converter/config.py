@@ -370,10 +370,11 @@ class RecoverySettings:
         Time that the training takes, above 0; not beside `epochs`.
     epochs : float or None, default None
         How often it goes through the images, above 0.
-    batch : int, default 128
+    batch : int, default 64
         Images of one step, from 2.
-    rate : float, default 0.02
-        First step of a weight, relative to the root mean square of its tensor; above 0 and below 1.
+    rate : float, default 0.003
+        First step of a weight, relative to the root mean square of its tensor; above 0 and below 1. On a
+        ResNet-20 at half its size, held-out answers did not get better within 400 steps at 0.02.
     temperature : float, default 4
         What scores of classes are divided by before they are compared, above 0.
     features : float, default 0.5
@@ -393,8 +394,8 @@ class RecoverySettings:
 
     seconds: float | None = None
     epochs: float | None = None
-    batch: int = 128
-    rate: float = 0.02
+    batch: int = 64
+    rate: float = 0.003
     temperature: float = 4.0
     features: float = 0.5
     augment: tuple[str, ...] = ("flip", "shift")
@@ -420,7 +421,7 @@ class RecoverySettings:
                 f"{name} {value} of the recovery is not a number above 0; correct it",
             )
         _require(2 <= self.batch <= 65536, f"batch {self.batch} is not from 2 to 65536; correct it")
-        _require(0 < self.rate < 1, f"the rate {self.rate} is not between 0 and 1; 0.02 is usual")
+        _require(0 < self.rate < 1, f"the rate {self.rate} is not between 0 and 1; 0.003 is usual")
         _require(
             math.isfinite(self.features) and self.features >= 0,
             f"the weight {self.features} of inner responses is not a number from 0; correct it",

@@ -61,7 +61,13 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def settings(**changes: object) -> RecoverySettings:
-    given: dict[str, object] = {"epochs": 12, "batch": 16, "precision": "float32", **changes}
+    given: dict[str, object] = {
+        "epochs": 12,
+        "batch": 16,
+        "rate": 0.02,
+        "precision": "float32",
+        **changes,
+    }
     return RecoverySettings(**given)  # type: ignore[arg-type]
 
 
@@ -281,7 +287,18 @@ def test_the_command_recovers_and_says_what_came_of_it(files: tuple[Path, Path, 
         app,
         [
             *("recover", str(original), str(damaged), "--images", str(images), "--out", str(out)),
-            *("--for", "8e", "--step-images", "16", "--precision", "float32", "--augment", "none"),
+            *(
+                "--for",
+                "8e",
+                "--step-images",
+                "16",
+                "--rate",
+                "0.02",
+                "--precision",
+                "float32",
+                "--augment",
+                "none",
+            ),
             *("--json", str(out.with_suffix(".json"))),
         ],
     )
