@@ -140,6 +140,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "results.md",
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
     recovered: Annotated[bool, typer.Option(help="Run the budgets with --recover.")] = False,
+    note: Annotated[str, typer.Option(help="What a reader must know of the machine or the runs.")] = "",
     fresh: Annotated[bool, typer.Option(help="Forget the rows of earlier runs.")] = False,
 ) -> None:
     """Convert the reference models at several budgets, and write the table."""
@@ -154,8 +155,8 @@ def main(
             print(f"== {key}", flush=True)
             rows[key] = asdict(_measure(target, path, ask, shared, work))
             write_text_atomically(store, json.dumps(rows, indent=1) + "\n")
-            write_text_atomically(out, _page([Row(**each) for each in rows.values()]))
-    write_text_atomically(out, _page([Row(**each) for each in rows.values()]))
+            write_text_atomically(out, _page([Row(**each) for each in rows.values()], note))
+    write_text_atomically(out, _page([Row(**each) for each in rows.values()], note))
     print(f"wrote {out}")
 
 
@@ -251,7 +252,7 @@ def run_twofold(*arguments: str, probe: Path) -> float:
     return int(probe.read_text()) / 1024
 
 
-def _page(rows: list[Row]) -> str:
+def _page(rows: list[Row], note: str = "") -> str:
     here = machine()
     order = {f"{target.name} {ask}": at for at, (target, ask) in enumerate(_all_asks())}
     rows = sorted(
@@ -272,6 +273,7 @@ def _page(rows: list[Row]) -> str:
         "- Speed-up: ratio of the medians of interleaved runs, two threads, with its 95 % interval.",
         "  Predicted: latency of the converted model as planned over as measured, less 1.",
         "  Seconds and memory: the whole program `twofold convert`.",
+        *([f"- {note}"] if note else []),
         "",
         "| model | asked for | MACs ÷ | params ÷ | images | top-1 before | after | change | allowed | "
         "speed-up, batch 1 | batch 32 | predicted | seconds | peak MiB |",

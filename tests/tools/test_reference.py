@@ -58,6 +58,12 @@ def test_a_recovery_is_part_of_what_was_asked_and_of_the_file_names() -> None:
     assert names == ["net-macs2.onnx", "net-params2-macs2-recover18m.onnx"]
 
 
+def test_a_note_stands_above_the_table() -> None:
+    page = _page([row("VGG-16", "--macs 4")], "other programs ran beside it")
+    assert "\n- other programs ran beside it\n\n| model" in page
+    assert "\n- other" not in _page([row("VGG-16", "--macs 4")])
+
+
 def test_what_was_not_run_is_named() -> None:
     last = _page([row("VGG-16", "--macs 4", 0.4)]).splitlines()[-1]
     assert last.startswith("Not run yet: ResNet-20 `--macs 2`, ")
