@@ -140,7 +140,9 @@ def main(
     out: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "results.md",
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
     recovered: Annotated[bool, typer.Option(help="Run the budgets with --recover.")] = False,
-    note: Annotated[str, typer.Option(help="What a reader must know of the machine or the runs.")] = "",
+    note: Annotated[
+        str, typer.Option(help="What a reader must know of the machine or the runs.")
+    ] = "",
     fresh: Annotated[bool, typer.Option(help="Forget the rows of earlier runs.")] = False,
 ) -> None:
     """Convert the reference models at several budgets, and write the table."""
