@@ -72,6 +72,15 @@ Calib = Annotated[
 ]
 
 
+Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.", rich_help_panel=_RUNNING)]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="cpu|cuda", help="torch device of fits and training.", rich_help_panel=_RUNNING
+    ),
+]
+
+
 @dataclass(frozen=True)
 class _Images:
     """Options that say how images are prepared; None is what was not given."""
@@ -194,21 +203,14 @@ class _Planning:
     calib_batch: Annotated[
         int, typer.Option(help="Images that are recorded at once.", rich_help_panel=_RUNNING)
     ] = CalibrationSettings.batch
-    seed: Annotated[int, typer.Option(help="Seed of all samples.", rich_help_panel=_RUNNING)] = (
-        CalibrationSettings.seed
-    )
+    seed: Seed = CalibrationSettings.seed
     batch: Annotated[
         int,
         typer.Option(
             help="Images at once that the result must be fast at.", rich_help_panel=_RUNNING
         ),
     ] = Target.batch
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda", help="torch device of the fits.", rich_help_panel=_RUNNING
-        ),
-    ] = SolverSettings.device
+    device: Device = SolverSettings.device
     timing: Annotated[
         bool,
         typer.Option(
@@ -595,19 +597,12 @@ def recover(
     training: _Training,
     preparation: _Images,
     running: _Running,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda", help="torch device of the training.", rich_help_panel=_RUNNING
-        ),
-    ] = RecoverySettings.device,
+    device: Device = RecoverySettings.device,
     memory: Annotated[
         int,
         typer.Option(metavar="MIB", help="Bound on images in memory.", rich_help_panel=_RUNNING),
     ] = RecoverySettings.memory_mib,
-    seed: Annotated[
-        int, typer.Option(help="Seed of all that is drawn.", rich_help_panel=_RUNNING)
-    ] = RecoverySettings.seed,
+    seed: Seed = RecoverySettings.seed,
     json: Annotated[
         Path | None, typer.Option(help="JSON file to write.", rich_help_panel=_OUTPUT)
     ] = None,

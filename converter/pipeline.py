@@ -29,9 +29,8 @@ from converter.pace import pace, plan
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
-from converter.refine.networks import Networks
 from converter.refine.pipeline import checkpoint_of
-from converter.refine.recovery import recover
+from converter.refine.recovery import recover, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 
@@ -78,7 +77,7 @@ def convert(
                 preprocessing,
                 labels=recovery.labels,
             )
-            Networks(source, source, recovery.device)  # what cannot be trained is refused at once
+            require_recoverable(source, recovery)
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 

@@ -41,7 +41,7 @@ from converter.runtime import model_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Judgement", "Recovered", "recover"]
+__all__ = ["Judgement", "Recovered", "recover", "require_recoverable"]
 
 HELD_OUT_EVERY = 10
 HELD_OUT_MOST = 1000
@@ -136,6 +136,28 @@ class Recovered:
         return plain
 
 
+def require_recoverable(original: onnx.ModelProto, settings: RecoverySettings) -> None:
+    """Refuse at once, before anything is converted, what could not be trained afterwards.
+
+    Raises
+    ------
+    ConfigError
+        Where the model takes batches of one size only.
+    UnsupportedOperatorError, ModelError
+        As `recover`.
+    """
+    _require_free_batch(original)
+    Networks(original, original, settings.device)
+
+
+def _require_free_batch(model: onnx.ModelProto) -> None:
+    if fixed_batch(model_inputs(model)) is not None:
+        raise ConfigError(
+            "the model takes batches of one fixed size only, and training needs any; export the original "
+            "with a free batch"
+        )
+
+
 def recover(
     original: onnx.ModelProto,
     converted: onnx.ModelProto,
@@ -172,11 +194,7 @@ def recover(
     SolverError
         Where the loss becomes NaN or infinite at once.
     """
-    if fixed_batch(model_inputs(converted)) is not None:
-        raise ConfigError(
-            "the converted model takes batches of one fixed size only, and training needs any; export "
-            "the original with a free batch"
-        )
+    _require_free_batch(converted)
     networks = Networks(original, converted, settings.device)
     with progress.stage("read the images", 1):
         images, notes = load_images(data, settings.memory_mib)
@@ -192,6 +210,9 @@ def recover(
             f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
         )
     networks.check(trained_on.batch(slice(0, CHECKED), settings.device), runtime)
+
+    if settings.labels:
+        _require_classes(networks, trained_on, settings)
 
     judge = _Judge(networks, original, held_out, runtime, settings.temperature)
     before = judge.judge(converted)
@@ -219,6 +240,23 @@ def recover(
         inner=networks.inner,
         notes=notes,
     )
+
+
+def _require_classes(networks: Networks, images: Images, settings: RecoverySettings) -> None:
+    """Refuse labels that no output has scores for."""
+    answers = networks.original(images.batch(slice(0, CHECKED), settings.device))
+    scores = [answers[name] for name in networks.outputs if holds_scores(answers[name])]
+    if not scores:
+        raise CalibrationError(
+            "no output of the model holds scores of classes, so labels say nothing; leave --labels out"
+        )
+    assert images.labels is not None, "asked for where the images are read"
+    highest, classes = int(images.labels.max()), scores[0].shape[1]
+    if int(images.labels.min()) < 0 or highest >= classes:
+        raise CalibrationError(
+            f"the images have the class {highest} and the model scores for {classes}; give one subfolder "
+            "for each class of the model, or leave --labels out"
+        )
 
 
 class _Judge:
@@ -282,6 +320,12 @@ class _Training:
         import torch
 
         self.batch = min(self.settings.batch, len(self.images))
+        # what the original answers to the held-out images stays: it is asked once
+        self._wanted = []
+        for rows in self.held_out.in_order(JUDGED_TOGETHER):
+            feeds = self.held_out.batch(rows, self.settings.device)
+            answers = self.networks.original(feeds)
+            self._wanted.append({name: answers[name] for name in self.networks.outputs})
         parameters = self.networks.parameters
         self._mean = {name: value.detach().clone() for name, value in parameters.items()}
         self._adam = torch.optim.Adam(
@@ -431,9 +475,9 @@ class _Training:
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(self._mean[name])
-            for rows in self.held_out.in_order(JUDGED_TOGETHER):
-                feeds = self.held_out.batch(rows, self.settings.device)
-                wanted, found = self.networks.original(feeds), self.networks.converted(feeds)
+            parts = self.held_out.in_order(JUDGED_TOGETHER)
+            for rows, wanted in zip(parts, self._wanted, strict=True):
+                found = self.networks.converted(self.held_out.batch(rows, self.settings.device))
                 loss = answers_differ(
                     found, wanted, self.networks.outputs, self.settings.temperature
                 )

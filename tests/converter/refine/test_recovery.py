@@ -83,6 +83,18 @@ def convert(original: Path, images: Path, out: Path) -> converter.Conversion:
     )
 
 
+def cut_off(patched: pytest.MonkeyPatch, at: int) -> None:
+    """Interrupt a training before its step `at`, as Ctrl-C would."""
+    step = module._Training._one_step
+
+    def interrupted(training: module._Training) -> None:
+        if training.step == at:
+            raise KeyboardInterrupt
+        step(training)
+
+    patched.setattr(module._Training, "_one_step", interrupted)
+
+
 def weights(path: Path) -> dict[str, NDArray[np.float32]]:
     return {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
 
@@ -125,19 +137,12 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(
     whole, parts = original.parent / "whole.onnx", original.parent / "parts.onnx"
     converter.recover(original, damaged, images, whole, settings(), runtime=RUNTIME)
 
-    step = module._Training._one_step
-
-    def cut_off(training: module._Training) -> None:
-        if training.step == 60:
-            raise KeyboardInterrupt
-        step(training)
-
-    monkeypatch.setattr(module._Training, "_one_step", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        converter.recover(original, damaged, images, parts, settings(), runtime=RUNTIME)
+    with monkeypatch.context() as patched:
+        cut_off(patched, 60)
+        with pytest.raises(KeyboardInterrupt):
+            converter.recover(original, damaged, images, parts, settings(), runtime=RUNTIME)
     assert checkpoint_of(parts).exists()
     assert not parts.exists()
-    monkeypatch.setattr(module._Training, "_one_step", step)
     found = converter.recover(original, damaged, images, parts, settings(), runtime=RUNTIME)
     assert any("went on from step" in note for note in found.notes)
     for name, array in weights(whole).items():
@@ -150,17 +155,10 @@ def test_recover_goes_on_where_a_conversion_was_cut_off(
 ) -> None:
     original, _, images = files
     out, better = original.parent / "out.onnx", original.parent / "better.onnx"
-    step = module._Training._one_step
-
-    def cut_off(training: module._Training) -> None:
-        if training.step == 40:
-            raise KeyboardInterrupt
-        step(training)
-
-    monkeypatch.setattr(module._Training, "_one_step", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        convert(original, images, out)
-    monkeypatch.setattr(module._Training, "_one_step", step)
+    with monkeypatch.context() as patched:
+        cut_off(patched, 40)
+        with pytest.raises(KeyboardInterrupt):
+            convert(original, images, out)
     assert out.exists()
     found = converter.recover(
         original, out, images, better, settings(epochs=6), checkpoint=checkpoint_of(out)
@@ -226,6 +224,38 @@ def test_labels_must_be_there(files: tuple[Path, Path, Path]) -> None:
         converter.recover(
             original, damaged, images, original.parent / "out.onnx", settings(labels=True)
         )
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"), [(0, ""), (3, "the class 7 and the model scores for 5")]
+)
+def test_labels_are_learned_where_they_fit(
+    files: tuple[Path, Path, Path], shift: int, said: str
+) -> None:
+    original, damaged, images = files
+    labelled, out = original.parent / "labelled.npz", original.parent / "out.onnx"
+    np.savez(labelled, x=np.load(images), labels=np.arange(160) % 5 + shift)
+    asked = settings(labels=True, epochs=1)
+    if not said:
+        found = converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
+        assert found.steps == 9
+        return
+    with pytest.raises(CalibrationError, match=said):
+        converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
+
+
+def test_a_fixed_batch_is_refused_before_anything_is_converted(
+    files: tuple[Path, Path, Path],
+) -> None:
+    original, _, images = files
+    model = onnx.load(original)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 16
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 16
+    save_model(model, original)
+    out = original.parent / "out.onnx"
+    with pytest.raises(ConfigError, match="free batch"):
+        convert(original, images, out)
+    assert not out.exists()
 
 
 def test_too_few_images(files: tuple[Path, Path, Path]) -> None:
