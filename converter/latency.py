@@ -1,8 +1,9 @@
 """Fair timing of several models side by side under onnxruntime.
 
 All models are warmed up, then timed in short bursts that take turns, in a new random order every
-round: what disturbs the machine for a while disturbs all of them. What is compared are medians over
-rounds.
+round: what disturbs the machine for a while disturbs all of them. Two models are compared within each
+round, and the median is taken over rounds: on a machine whose pace swings by a factor of two for seconds
+at a time, the medians of both may fall into different swings, and their ratio then says nothing.
 
 Sessions stay open over the rounds, and that is where such timings go wrong: after a run,
 onnxruntime's threads spin for some 50 ms before they sleep, and take the cores from the next
@@ -87,7 +88,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster a model is than another: ratio of medians and its 95 % interval."""
+    """How many times faster a model is than another: median over rounds, and its 95 % interval."""
 
     ratio: float
     low: float
@@ -100,7 +101,7 @@ def measure_latency(
     runtime: Runtime,
     *,
     seconds: float = 2.0,
-    rounds: int = 12,
+    rounds: int = 24,
     warmup: int = 3,
     spinning: bool = True,
     seed: int = 0,
@@ -118,7 +119,7 @@ def measure_latency(
         Provider and threads.
     seconds : float, default 2.0
         Timed seconds for each model, above 0; warm-up and waiting come on top.
-    rounds : int, default 12
+    rounds : int, default 24
         Bursts that `seconds` are split into, from 1. A slow model gets fewer, but not below 5, and
         one run in each at least.
     warmup : int, default 3
@@ -172,7 +173,7 @@ def measure_latency(
 def speedup(original: Timing, converted: Timing) -> Speedup:
     """Return how many times faster `converted` is than `original`, both from one `measure_latency`.
 
-    The interval is a percentile bootstrap over rounds (Efron 1979): 2,000 resamples with a fixed
+    The ratio is the median over rounds of the ratio within each. The interval is a percentile bootstrap over rounds (Efron 1979): 2,000 resamples with a fixed
     seed, each of the same rounds of both, since what disturbs a round disturbs both models.
 
     Raises
@@ -184,11 +185,10 @@ def speedup(original: Timing, converted: Timing) -> Speedup:
         raise ValueError(
             "a speed-up needs two timings from one measurement, and these have different rounds"
         )
-    before, after = np.asarray(original.rounds_ms), np.asarray(converted.rounds_ms)
-    picks = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
-    ratios = np.median(before[picks], axis=1) / np.median(after[picks], axis=1)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return Speedup(original.median_ms / converted.median_ms, float(low), float(high))
+    ratios = np.asarray(original.rounds_ms) / np.asarray(converted.rounds_ms)
+    picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
+    return Speedup(float(np.median(ratios)), float(low), float(high))
 
 
 def _runner(

@@ -369,8 +369,8 @@ def _latency(
     gained: Speedup,
     forms: Mapping[str, Candidate],
 ) -> Latency:
-    # at the speed that the machine had in these very turns
-    predicted = timings["original"].median_ms / paced.predicted_speedup(forms)
+    # at the speed that the machine had in these very turns, round by round
+    predicted = timings["converted"].median_ms * gained.ratio / paced.predicted_speedup(forms)
     return Latency(
         provider=paced.target.runtime.provider,
         threads=paced.target.runtime.thread_count,

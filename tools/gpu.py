@@ -563,7 +563,7 @@ weights, converted on random images: speed is real, accuracy means nothing here.
 - Fits and recordings run on the GPU. Models are timed with inputs and outputs bound to it, in turns, after
   warm-up runs in which cuDNN searches its algorithms (onnxruntime's default, exhaustive). fp32 uses TF32
   where the GPU has it, which is onnxruntime's default too.
-- Speed-up: ratio of the medians of original and converted, both in the same precision, with its 95 %
+- Speed-up: median ratio of original and converted in turns, both in the same precision, with its 95 %
   interval. fp16 is onnxruntime's `convert_float_to_float16` of both; plans are made in fp32.
 - Plan off: by how much the planned milliseconds of the converted model were off the measured ones.
 - Outputs off: largest difference between the converted model here and in fp32 on the CPU, relative to the

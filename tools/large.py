@@ -143,7 +143,7 @@ def page(rows: list[Row]) -> str:
         "",
         f"- Machine: {here['processor']}, {here['usable_cores']} cores; onnxruntime "
         f"{here['versions']['onnxruntime']}, torch {here['versions']['torch']}.",
-        "- Speed-up: batch 1, all cores, ratio of the medians of interleaved runs, with its 95 % interval.",
+        "- Speed-up: batch 1, all cores, median ratio of interleaved runs, with its 95 % interval.",
         "  Realised: speed-up over the reduction of multiply-accumulates. Predicted: latency as planned",
         "  over as measured, less 1. Seconds and memory: the whole program `twofold convert`.",
         "",

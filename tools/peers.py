@@ -536,8 +536,8 @@ the same budget of multiply-accumulates (MACs) and the same 2,000 unlabelled cal
 is retrained. Each result is compared with the original by `converter.validate`.
 
 - Machine: {processor}, {cores} cores; {packages}.
-- Top-1 on the validation images, with the standard error of the paired difference. Speed-up: ratio of
-  the medians of interleaved runs, with its 95 % interval. Seconds: from the original to the written
+- Top-1 on the validation images, with the standard error of the paired difference. Speed-up: the
+  median ratio of interleaved runs, with its 95 % interval. Seconds: from the original to the written
   model, with the search for the setting; for int8 of Twofold's model those of the quantization alone.
 - Plain SVD (a Conv to few channels, then 1×1) and plain spatial SVD (kh×1, then 1×kw) look at the weights
   alone. Shares are even: all layers but the first and the last are cut to the same share of their MACs,

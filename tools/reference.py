@@ -272,7 +272,7 @@ def _page(rows: list[Row], note: str = "") -> str:
         "- Calibration: 2,000 unlabelled training images. Accuracy: top-1 on the validation images, with the",
         "  standard error of the paired difference. No number was swept on them, but the trials behind the",
         "  main designs (`docs/adr`) ran on ResNet-20 and VGG-16 with these images in sight.",
-        "- Speed-up: ratio of the medians of interleaved runs, two threads, with its 95 % interval.",
+        "- Speed-up: median ratio of interleaved runs, two threads, with its 95 % interval.",
         "  Predicted: latency of the converted model as planned over as measured, less 1.",
         "  Seconds and memory: the whole program `twofold convert`.",
         *([f"- {note}"] if note else []),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from converter.solver.problem import Coordinates, Patches, Problem
+from converter.solver.problem import Coordinates, Patches, Problem, factor_of
 from converter.solver.prox import response_prox, truncate
 from converter.solver.solution import Iteration, Solution, Status
 
@@ -78,11 +78,11 @@ def effects_of_rank(covariance: Tensor, metric: Tensor) -> Tensor:
     Tensor of shape (N + 1,)
         Entry r is the relative squared error of the network's output at rank r; the last is 0.
     """
-    values, vectors = torch.linalg.eigh(metric)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    kept = torch.linalg.eigvalsh(root @ covariance @ root).flip(0).clamp_min(0)
-    tail = kept.flip(0).cumsum(0).flip(0)
-    return torch.cat([tail, tail.new_zeros(1)])
+    factor = factor_of(covariance)  # C = F Fᵀ: the eigenvalues of Ω^½ C Ω^½ are those of Fᵀ Ω F
+    kept = torch.linalg.eigvalsh(factor.T @ metric @ factor).clamp_min(0)  # ascending
+    tail = torch.zeros(len(metric) + 1, dtype=metric.dtype, device=metric.device)
+    tail[: len(kept)] = kept.cumsum(0).flip(0)
+    return tail
 
 
 def plain_svd(problem: Problem, rank: int) -> Solution:

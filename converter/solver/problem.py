@@ -16,8 +16,10 @@ is as bad as a constant and errors of layers can be compared. Matrices with a ti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from converter.errors import SolverError
 from converter.solver.prox import activate
 from passes.activation import Activation
 
-__all__ = ["DAMPING", "Coordinates", "Patches", "Problem", "damping", "metric_roots"]
+__all__ = ["DAMPING", "Coordinates", "Patches", "Problem", "damping", "factor_of", "metric_roots"]
 
 DAMPING = 1e-2
 """Share of the mean variance that is added to every feature's; directions that the patches hardly
@@ -90,16 +92,6 @@ class Problem:
         """Kernel taps of one channel, k."""
         return self.weight.shape[1] // self.channels
 
-    @property
-    def feature_weight(self) -> Tensor:
-        """The original weight as a function of features, (N, m)."""
-        if self.basis is None:
-            return self.weight
-        rows = self.weight.shape[0]
-        return torch.eye(
-            rows, self.basis.shape[0], dtype=self.weight.dtype, device=self.weight.device
-        )
-
 
 @dataclass(frozen=True)
 class Patches:
@@ -155,7 +147,8 @@ class Coordinates:
         self.half, self.inverse_half = metric_roots(problem.metric, problem.weight)
         self.seen = self._side(features, seen)
         self.unseen = self._side(problem.features[problem.unseen], problem.unseen)
-        self.original = self.half @ (problem.feature_weight @ self.root)
+        weight = self.root[: len(problem.weight)] if problem.basis is not None else None
+        self.original = self.half @ (problem.weight @ self.root if weight is None else weight)
         wanted = self.seen.wanted
         spread = ((wanted - wanted.mean(0)) @ self.half).square().sum() / len(wanted)
         self.spread = float(spread) if float(spread) > 0 else 1.0
@@ -216,10 +209,38 @@ def metric_roots(metric: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
         raise SolverError("a layer's output metric is not finite; look for NaN or infinite values")
     if mean <= 0:
         return identity, identity
-    metric = metric / mean
-    metric.diagonal().add_(METRIC_FLOOR)
-    values, vectors = torch.linalg.eigh(metric)
-    root = values.clamp_min(METRIC_FLOOR / 2).sqrt()
-    return ((vectors * root) @ vectors.T).to(like.dtype), ((vectors / root) @ vectors.T).to(
-        like.dtype
-    )
+    # Ω + floor · I = U (s + floor) Uᵀ + floor · (I − U Uᵀ), U being few columns where Ω is of low rank
+    factor = factor_of(metric / mean)
+    values, vectors = torch.linalg.eigh(factor.T @ factor)
+    values = values.clamp_min(torch.finfo(values.dtype).tiny)
+    vectors = factor @ (vectors / values.sqrt())
+    root, floor = (values + METRIC_FLOOR).sqrt(), math.sqrt(METRIC_FLOOR)
+    whole = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
+    half = floor * whole + (vectors * (root - floor)) @ vectors.T
+    inverse_half = whole / floor + (vectors * (1 / root - 1 / floor)) @ vectors.T
+    return half.to(like.dtype), inverse_half.to(like.dtype)
+
+
+def factor_of(matrix: Tensor) -> Tensor:
+    """Give F with F Fᵀ = `matrix`, with as many columns as its numerical rank: a pivoted Cholesky factor.
+
+    Metrics and covariances of long responses are of low rank, since images are few: a 4,096-long one
+    took a minute for its eigenvalues, and takes a second for this and those of FᵀF.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (N, N), float64
+        Symmetric and positive semidefinite.
+
+    Returns
+    -------
+    Tensor of shape (N, k), float64
+        At least one column.
+    """
+    from scipy.linalg import lapack
+
+    lower, pivots, rank, _ = lapack.dpstrf(matrix.cpu().numpy(), lower=1)
+    rank = max(int(rank), 1)
+    factor = np.zeros((len(lower), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return torch.from_numpy(factor).to(matrix.device)

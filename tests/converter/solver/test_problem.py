@@ -11,7 +11,7 @@ from torch import Tensor
 
 from converter.errors import SolverError
 from converter.solver import problem as problem_module
-from converter.solver.problem import Coordinates, Problem
+from converter.solver.problem import Coordinates, Problem, factor_of, metric_roots
 from converter.solver.prox import activate
 from passes.activation import IDENTITY, Activation
 
@@ -47,15 +47,45 @@ def random_metric(seed: int = 5) -> Tensor:
     return factor @ factor.T
 
 
-def test_a_problem_knows_its_taps_and_its_weight_over_features() -> None:
+def test_a_problem_knows_its_taps() -> None:
+    assert layer().taps == TAPS
+
+
+def test_the_original_answers_the_same_over_features() -> None:
     plain = layer()
-    assert plain.taps == TAPS
-    assert plain.feature_weight is plain.weight
     basis = torch.cat([plain.weight, torch.eye(CHANNELS * TAPS)[2:4]])
     reduced = dataclasses.replace(
         plain, basis=basis, features=plain.features @ basis.T, eligible=torch.tensor([1])
     )
-    assert torch.equal(reduced.feature_weight @ basis, plain.weight)
+    answers = []
+    for problem in (plain, reduced):
+        coordinates = Coordinates(problem)
+        answers.append(coordinates.seen.q @ coordinates.original.T)
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3, ROWS])
+def test_roots_of_a_metric_of_any_rank(rank: int) -> None:
+    metric = random_metric()[:, :rank] @ random_metric()[:, :rank].T
+    half, inverse_half = (each.double() for each in metric_roots(metric, torch.zeros(ROWS, 1)))
+    mean = float(metric.diagonal().mean())
+    wanted = torch.eye(ROWS, dtype=torch.float64)
+    if rank:
+        wanted = metric / mean + problem_module.METRIC_FLOOR * wanted
+    # the results are float32
+    torch.testing.assert_close(half @ half, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(half, half.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        half @ inverse_half, torch.eye(ROWS, dtype=torch.float64), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 3, ROWS])
+def test_a_factor_has_the_rank_of_its_matrix(rank: int) -> None:
+    thin = random_metric()[:, :rank]
+    factor = factor_of(thin @ thin.T)
+    assert factor.shape == (ROWS, rank)
+    torch.testing.assert_close(factor @ factor.T, thin @ thin.T, rtol=1e-9, atol=1e-9)
 
 
 def test_features_are_white_up_to_the_damping() -> None:
