@@ -30,7 +30,7 @@ from torch import Tensor
 
 from converter.errors import SolverError
 from converter.solver.factorize import POLISH_PATIENCE, POLISH_PENALTY
-from converter.solver.problem import DAMPING, Patches, Problem, damping, metric_roots
+from converter.solver.problem import DAMPING, Patches, Problem, caution, damping, metric_roots
 from converter.solver.prox import activate, response_prox, truncate
 from converter.solver.solution import Solution
 
@@ -498,8 +498,10 @@ class _Fit:
                 "a layer has fewer than 2 patches to fit on; calibrate with more images"
             )
         self.mean = features.mean(0)
-        share = damping(features.shape[1], len(features))
-        self.gram = damped(covariance(features, self.mean), share)
+        gram = covariance(features, self.mean)
+        size = features.shape[1], len(features)
+        self._cautious = torch.linalg.cholesky(damped(gram.clone(), caution(*size)))
+        self.gram = damped(gram, damping(*size))
         recorded = [self.gram, problem.target, problem.features[problem.unseen]]
         recorded += [] if problem.offset is None else [problem.offset]
         if not all(bool(torch.isfinite(each).all()) for each in recorded):
@@ -537,8 +539,7 @@ class _Fit:
         weight = self.problem.weight
         missed = self.seen.response - self.seen.q @ weight.T
         bias = missed.mean(0)
-        cross = weight @ self.gram + (missed - bias).T @ self.seen.q / len(missed)
-        return cross, bias + weight @ self.mean
+        return weight @ self.gram + self._learn(missed - bias), bias + weight @ self.mean
 
     def moved_target(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """P and bias of where the activation error is less: the prox of it, regressed on the patches."""
@@ -546,8 +547,12 @@ class _Fit:
         wanted = response_prox(self.problem.activation, self.seen.wanted, response, POLISH_PENALTY)
         moved = wanted - response
         shift = moved.mean(0)
-        cross = weight @ self.gram + (moved - shift).T @ self.seen.q / len(moved)
-        return cross, bias + shift
+        return weight @ self.gram + self._learn(moved - shift), bias + shift
+
+    def _learn(self, residual: Tensor) -> Tensor:
+        """Regress a residual (n, N) on the patches, with caution; what P gains by it, (N, D)."""
+        seen = residual.T @ self.seen.q / len(residual)
+        return torch.cholesky_solve(seen.T, self._cautious).T @ self.gram
 
 
 def polish_shared(

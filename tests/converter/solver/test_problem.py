@@ -175,6 +175,8 @@ def test_few_patches_for_their_length_are_damped_more() -> None:
     assert problem_module.damping(100, 1_000_000) == problem_module.DAMPING
     assert problem_module.damping(4608, 7000) == pytest.approx(0.2 * 4608 / 7000)
     assert problem_module.damping(10, 0) > 1  # no patch says anything of any feature
+    for size in ((100, 1_000_000), (576, 16_000), (4608, 7000), (10, 0)):
+        assert problem_module.caution(*size) >= problem_module.damping(*size)
 
 
 def test_the_norm_of_a_change_is_the_error_it_causes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -601,7 +601,7 @@ def test_at_full_rank_nothing_of_the_shortcut_is_lost() -> None:
     target = plain.target + converted + plain.features @ lost.T + 1.0
     problem = dataclasses.replace(plain, target=target, offset=converted)
     solution = polish_shared(problem, SPATIAL, (CHANNELS * HIGH,))
-    assert solution.unseen < 2e-3  # the damping shrinks what is learned beside W
+    assert solution.unseen < 3e-3  # caution shrinks what is learned beside W
 
 
 def test_without_unseen_patches_the_fit_judges_itself() -> None:
@@ -660,3 +660,24 @@ def test_features_of_patches_are_no_whole_patches() -> None:
     problem = layer(dense_target().float(), basis=torch.eye(WIDTH))
     with pytest.raises(ValueError, match="whole patches"):
         polish_shared(problem, SPATIAL, (2,))
+
+
+def test_noise_of_few_patches_is_hardly_learned() -> None:
+    few = 96  # twelve values a patch
+    plain = layer(dense_target().float())
+    noise = torch.randn(PATCHES, ROWS, generator=generator(8))
+    problem = dataclasses.replace(
+        plain,
+        features=plain.features[:few],
+        target=(plain.target + 0.3 * plain.target.std() * noise)[:few],
+        unseen=plain.unseen[:few],
+        activation=IDENTITY,
+    )
+    solution = polish_shared(problem, SPATIAL, (CHANNELS * HIGH,))
+    learned = dense(solution, SPATIAL) - problem.weight
+    # what least squares would learn of noise alone
+    rows = problem.features[~problem.unseen]
+    rows = rows - rows.mean(0)
+    missed = problem.target[~problem.unseen] - problem.features[~problem.unseen] @ problem.weight.T
+    squares = torch.linalg.lstsq(rows, missed - missed.mean(0)).solution.T
+    assert torch.linalg.vector_norm(learned) < 0.8 * torch.linalg.vector_norm(squares)
