@@ -56,8 +56,8 @@ UNSEEN_PATCHES = 1024
 
 FULL_PATCH_LIMIT = 1536
 """Up to so many values a patch is fitted as it is by `channel`; a longer one through the layer's own
-responses and the taps of its strongest channels. S beside L, and S alone, are offered up to here: on
-larger layers S beside `spatial` never paid (docs/objectives.md)."""
+responses. S beside L, and S alone, are offered up to here: on larger layers S beside `spatial` never paid
+(docs/objectives.md)."""
 
 WHOLE_PATCH_LIMIT = 8192
 """Up to so many values a patch is looked at whole by the schemes that need it: its covariance has the
@@ -69,9 +69,6 @@ ONE_THREAD = 640
 
 BESIDE_ANCHORS = 3
 """About so many ranks of a family with S beside L are measured."""
-
-ELIGIBLE_TAPS = 512
-"""So many taps at most are recorded for the sparse part of a layer with longer patches."""
 
 
 def weight_of(layer: Layer) -> NDArray[np.float32]:
@@ -375,17 +372,8 @@ def problem_of(
     patches = torch.from_numpy(inputs.features).to(device)
     eligible = torch.arange(channels, device=device)
     basis = None
-    if columns > FULL_PATCH_LIMIT and not whole:
-        taps = columns // channels
-        strength = _channel_strength(weight, patches, channels)
-        eligible = strength.topk(min(channels, ELIGIBLE_TAPS // taps)).indices.sort().values
-        wanted = (eligible[:, None] * taps + torch.arange(taps, device=device)).flatten()
-        picking = torch.zeros(
-            len(wanted), columns, device=device
-        )  # rows of an identity, never the whole
-        picking[torch.arange(len(wanted), device=device), wanted] = 1.0
-        basis = torch.cat([weight, picking])
-        patches = torch.cat([patches @ weight.T, patches[:, wanted]], dim=1)
+    if columns > FULL_PATCH_LIMIT and not whole:  # L alone, as a function of the layer's responses
+        basis, patches, eligible = weight, patches @ weight.T, eligible[:0]
     if layer.bias is None:
         bias = torch.zeros(rows, device=device)
     else:
@@ -417,12 +405,6 @@ def _unseen(count: int, sample: Sample, device: str) -> Tensor:
     image = torch.arange(count, device=device) // sample.positions.shape[1]
     unseen: Tensor = (image % UNSEEN_EVERY) == UNSEEN_EVERY - 1
     return unseen
-
-
-def _channel_strength(weight: Tensor, patches: Tensor, channels: int) -> Tensor:
-    """How much of the response comes through each input channel."""
-    spread = patches.var(0).view(channels, -1).mean(1)
-    return weight.view(len(weight), channels, -1).square().sum((0, 2)) * spread
 
 
 # The form in the graph ---------------------------------------------------------------------------

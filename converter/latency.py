@@ -173,8 +173,9 @@ def measure_latency(
 def speedup(original: Timing, converted: Timing) -> Speedup:
     """Return how many times faster `converted` is than `original`, both from one `measure_latency`.
 
-    The ratio is the median over rounds of the ratio within each. The interval is a percentile bootstrap over rounds (Efron 1979): 2,000 resamples with a fixed
-    seed, each of the same rounds of both, since what disturbs a round disturbs both models.
+    The ratio is the median over rounds of the ratio within each. The interval is a percentile
+    bootstrap over rounds (Efron 1979): 2,000 resamples with a fixed seed, each of the same rounds of
+    both, since what disturbs a round disturbs both models.
 
     Raises
     ------

@@ -64,12 +64,12 @@ class Channel:
         return [float(tail[rank[0]]) for rank in ranks]
 
     def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
-        """Run the ADMM, which decides which channels S keeps, then polish; polish alone without S."""
+        """Run the ADMM, which decides which channels S keeps, then polish; polish alone where none may."""
         from converter.solver.admm import Admm
         from converter.solver.factorize import Allowance, Structure, polish
         from converter.solver.problem import Coordinates
 
-        if form.support == 0 and not effort.trade:
+        if form.support == 0 and not (effort.trade and len(problem.eligible)):
             return polish(Coordinates(problem), Structure((), form.ranks[0]), effort.rounds)
         per_rank = float(geometry.outputs + geometry.columns)
         per_channel = float(geometry.outputs * geometry.taps)

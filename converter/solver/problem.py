@@ -27,7 +27,16 @@ from converter.errors import SolverError
 from converter.solver.prox import activate
 from passes.activation import Activation
 
-__all__ = ["DAMPING", "Coordinates", "Patches", "Problem", "caution", "damping", "factor_of", "metric_roots"]
+__all__ = [
+    "DAMPING",
+    "Coordinates",
+    "Patches",
+    "Problem",
+    "caution",
+    "damping",
+    "factor_of",
+    "metric_roots",
+]
 
 DAMPING = 1e-2
 """Share of the mean variance that is added to every feature's; directions that the patches hardly

@@ -320,18 +320,17 @@ def test_long_patches_are_looked_at_through_the_layer_itself_unless_whole(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("converter.fitting.FULL_PATCH_LIMIT", 64)
-    monkeypatch.setattr("converter.fitting.ELIGIBLE_TAPS", 30)
     arguments = (recorded.layer, recorded.sample, recorded.inputs, recorded.metric, "cpu")
     few, whole = problem_of(*arguments), problem_of(*arguments, whole=True)
-    assert few.basis is not None
-    assert len(few.eligible) == 3
-    assert few.features.shape == (len(recorded.inputs.features), ROWS + 3 * 9)
+    assert few.basis is few.weight
+    assert len(few.eligible) == 0
+    assert few.features.shape == (len(recorded.inputs.features), ROWS)
     assert whole.basis is None
     assert whole.features.shape == recorded.inputs.features.shape
-    # the first channels are the strongest, as the weight was made
-    assert few.eligible.tolist() == [0, 1, 2]
     for form in (Form("channel", (4,)), Form("spatial", (4,))):
         assert fitted(recorded, form).unseen < 0.9
+    # S is not sought there
+    assert fitted(recorded, Form("channel", (4,)), trade=True).history == ()
 
 
 # ---- branches
