@@ -26,9 +26,17 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from converter.calibration.sets import ModelInput
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
-from converter.model_file import EXTERNAL_ABOVE, save_model
+from converter.model_file import save_model
 
-__all__ = ["declared_shape", "machine", "model_inputs", "open_session", "run", "weight_bytes"]
+__all__ = [
+    "declared_shape",
+    "machine",
+    "model_inputs",
+    "open_session",
+    "run",
+    "session_with",
+    "weight_bytes",
+]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -63,6 +71,10 @@ _SESSION_TYPES: dict[str, npt.DTypeLike] = {
     "tensor(uint8)": np.uint8,
 }
 
+IN_MEMORY = 2**28
+"""Models with more bytes of weights go to onnxruntime through a file: while it opens one from memory it holds
+three copies of it."""
+
 _TYPE_NAMES = {number: name.lower() for name, number in TensorProto.DataType.items()}
 
 
@@ -81,8 +93,8 @@ def open_session(
     Parameters
     ----------
     model : onnx.ModelProto, Path or bytes
-        A model, its file, or its serialised form. A model over 2 GiB goes through a temporary
-        folder.
+        A model, its file, or its serialised form. A model with over 256 MiB of weights
+        goes through a temporary folder.
     runtime : Runtime
         Provider and threads.
     spinning : bool, default True
@@ -117,9 +129,7 @@ def open_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name = label or (model.name if isinstance(model, Path) else "the model")
     try:
-        session = _session(
-            model, options, list(dict.fromkeys((provider, _PROVIDERS["cpu"]))), EXTERNAL_ABOVE
-        )
+        session = session_with(model, options, list(dict.fromkeys((provider, _PROVIDERS["cpu"]))))
     except ConverterError:
         raise
     except _REFUSALS as error:
@@ -132,22 +142,20 @@ def open_session(
     return session
 
 
-def _session(
-    model: onnx.ModelProto | Path | bytes,
-    options: ort.SessionOptions,
-    providers: list[str],
-    external_above: int,
+def session_with(
+    model: onnx.ModelProto | Path | bytes, options: ort.SessionOptions, providers: list[str]
 ) -> ort.InferenceSession:
+    """Open `model` with given options, large ones through a file; `open_session` checks more."""
     if isinstance(model, Path):
         return ort.InferenceSession(str(model), options, providers=providers)
     if isinstance(model, bytes):
         return ort.InferenceSession(model, options, providers=providers)
-    if weight_bytes(model.graph) <= external_above:
+    if weight_bytes(model.graph) <= IN_MEMORY:
         return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
     # The session may map the weights' file, which some systems refuse to delete while it is open.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        save_model(model, path, external_above=external_above)
+        save_model(model, path, external_above=IN_MEMORY)
         return ort.InferenceSession(str(path), options, providers=providers)
 
 

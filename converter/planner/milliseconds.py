@@ -42,10 +42,9 @@ from scipy.optimize import least_squares
 
 from converter.config import Runtime, Target
 from converter.latency import measure_latency
-from converter.model_file import EXTERNAL_ABOVE, save_model
 from converter.planner.measurements import Measurements, measurement_key
 from converter.progress import SILENT, Progress
-from converter.runtime import machine, open_session, run, weight_bytes
+from converter.runtime import machine, open_session, run, session_with
 from converter.schemes.form import KEEP, Form
 from passes.base import run_passes
 from passes.exchange import export_model, import_graph
@@ -466,11 +465,7 @@ def _profiling_session(
     external = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{external}_file_name", "weights")
     options.add_session_config_entry(f"{external}_min_size_in_bytes", "1024")
-    providers = ["CPUExecutionProvider"]
-    if weight_bytes(model.graph) <= EXTERNAL_ABOVE:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-    save_model(model, folder / "model.onnx")
-    return ort.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
+    return session_with(model, options, ["CPUExecutionProvider"])
 
 
 def _run_for(

@@ -60,7 +60,7 @@ def test_session_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_beyond_the_limit_go_through_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_module, "EXTERNAL_ABOVE", 4096)
+    monkeypatch.setattr(runtime_module, "IN_MEMORY", 4096)
     weight = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
     model = parse_model(
         '<ir_version: 8, opset_import: ["" : 17]>'
