@@ -267,8 +267,8 @@ def _kind_notes(kind: str | None) -> tuple[str, ...]:
     if kind is None:
         return ()
     return (
-        f"the model is {kind} already, and such a model is not converted again; convert the float32 model, "
-        f"with {'--fp16' if kind == 'float16' else '--int8'} for this form of the result",
+        f"the model is {kind} already, and what is so is not converted again; convert the float32 model, "
+        f"with {'--fp16' if kind == 'float16' else '--int8'} for such a result",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 __all__ = ["in_float16"]
@@ -21,4 +22,6 @@ def in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    in_order = ONNXModel(half)
+    in_order.topological_sort()
     return half

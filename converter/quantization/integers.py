@@ -164,9 +164,25 @@ def in_int8(
     arithmetic : Arithmetic
     left : collection of str
         Nodes that stay in float.
+
+    Raises
+    ------
+    ModelError
+        Where onnxruntime's quantizer refuses the model.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    try:
+        return _quantized(copy, ranges, arithmetic, left)
+    except Exception as error:  # asserts, ValueErrors and RuntimeErrors of a library
+        raise ModelError(
+            f"onnxruntime's quantizer refuses the model: {' '.join(str(error).split())}; keep it in float"
+        ) from error
+
+
+def _quantized(
+    copy: onnx.ModelProto, ranges: TensorsData, arithmetic: Arithmetic, left: Collection[str]
+) -> onnx.ModelProto:
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -180,6 +196,7 @@ def in_int8(
         extra_options={},
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     made: onnx.ModelProto = quantizer.model.model
     del made.graph.value_info[:]  # of tensors that may have gone
     return made

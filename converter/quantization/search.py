@@ -10,8 +10,9 @@ faster than the float model counts after all that are, for it would not be taken
 
 1. the types of `ARITHMETICS`, with the plain ranges;
 2. the other ranges, which change no time: the one of least error;
-3. where the error still does harm, and the model is faster: each group of neighbouring layers alone in float. Those that take most
-   error off for their multiply-accumulates then stay in float, 1, 2, 4, … groups at a time.
+3. where the error still does harm, and the model is faster: each group of neighbouring layers alone in
+   float. Those that take most error off for their multiply-accumulates then stay in float, 1, 2, 4, … groups
+   at a time.
 
 With 24 groups at most these are 36 models at most, whatever the network.
 """
@@ -230,7 +231,8 @@ def _with_layers_in_float(
     worth = [names for names in groups if gains[names] > 0]
     worth.sort(key=lambda names: gains[names] / max(_macs(names, costs), 1), reverse=True)
     mixed = []
-    for count in _doubling(len(worth)):
+    # not all groups, for that would be the float model
+    for count in _doubling(min(len(worth), len(groups) - 1)):
         chosen = worth[:count]
         model = made([name for names in chosen for name in names])
         left = tuple(
@@ -244,8 +246,8 @@ def _with_layers_in_float(
 
 
 def _doubling(most: int) -> list[int]:
-    """1, 2, 4, … below `most`; not all, for that would be the float model."""
-    return [2**power for power in range(max(most, 1).bit_length()) if 2**power < most]
+    """1, 2, 4, … up to `most`."""
+    return [2**power for power in range(most.bit_length())]
 
 
 def _macs(names: Sequence[str], costs: Mapping[str, LayerCost]) -> int:

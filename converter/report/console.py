@@ -293,12 +293,14 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
     latency = quantized["latency"]
     if latency is None:
         return
-    threads = f"{latency['threads']} thread{'s' * (latency['threads'] != 1)}"
     yield (
         f"latency     original {_ms(latency['original_ms'])}, float {_ms(latency['float_ms'])}, quantized "
-        f"{_ms(latency['quantized_ms'])}  ({_times(latency['speedup'])} times faster than the original, "
-        f"{_times(latency['over_float'])} than the float model; batch {latency['batch']}, "
-        f"{latency['provider']}, {threads})"
+        f"{_ms(latency['quantized_ms'])}  (batch {latency['batch']}, {latency['provider']}, "
+        f"{_threads(latency['threads'])})"
+    )
+    yield (
+        f"            {_times(latency['speedup'])} times as fast as the original, "
+        f"{_times(latency['over_float'])} times as the float model"
     )
 
 
@@ -334,11 +336,10 @@ def _kept_lines(layers: Iterable[LayerOutcome]) -> Iterator[str]:
 def _latency_lines(latency: Latency | None) -> Iterator[str]:
     if latency is None:
         return
-    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
     yield (
         f"latency     {_ms(latency.original_ms)} → {_ms(latency.converted_ms)}"
         f"  ({latency.speedup:.2f} times faster, {latency.low:.2f}–{latency.high:.2f}; "
-        f"batch {latency.batch}, {latency.provider}, {threads})"
+        f"batch {latency.batch}, {latency.provider}, {_threads(latency.threads)})"
     )
     yield f"predicted   {_ms(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
 
@@ -559,6 +560,10 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 def _print_notes(console: Console, notes: Iterable[str]) -> None:
     _print_lines(console, [f"note: {note}" for note in notes])
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _ms(milliseconds: float) -> str:
