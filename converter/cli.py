@@ -337,11 +337,9 @@ class _Quantizing:
     ] = 100 * QuantizationSettings.error
 
     def settings(self, **sizes: Any) -> QuantizationSettings | None:
-        """Give them as `QuantizationSettings`; None where neither format is asked for."""
+        """Give them as `QuantizationSettings`; None where neither is asked for."""
         if self.int8 and self.fp16:
-            raise ConfigError(
-                "--int8 and --fp16 are two formats for one model; leave one of them out"
-            )
+            raise ConfigError("--int8 and --fp16 are two forms of one model; leave one of them out")
         if not (self.int8 or self.fp16):
             return None
         return QuantizationSettings(

@@ -30,7 +30,7 @@ __all__ = [
 
 Provider = Literal["cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
-NumberFormat = Literal["int8", "float16"]
+QuantizedPrecision = Literal["int8", "float16"]
 SolverName = Literal["admm", "svd", "data-svd"]
 
 
@@ -475,7 +475,7 @@ class QuantizationSettings:
 
     Attributes
     ----------
-    format : {"int8", "float16"}, default "int8"
+    precision : {"int8", "float16"}, default "int8"
         8-bit integers, for CPUs; or half precision, for CUDA.
     error : float, default 0.001
         Squared error of the outputs, relative to their variance, that does no harm: no layer is left in
@@ -488,7 +488,7 @@ class QuantizationSettings:
         Bound on the tensors of one batch, and on the held-out images with their answers, in MiB, from 16.
     """
 
-    format: NumberFormat = "int8"
+    precision: QuantizedPrecision = "int8"
     error: float = 0.001
     images: int | None = None
     batch: int = 64
@@ -496,8 +496,8 @@ class QuantizationSettings:
 
     def __post_init__(self) -> None:
         _require(
-            self.format in ("int8", "float16"),
-            f"format {self.format!r} is neither int8 nor float16; give one",
+            self.precision in ("int8", "float16"),
+            f"precision {self.precision!r} is neither int8 nor float16; give one",
         )
         _require(
             math.isfinite(self.error) and self.error >= 0,

@@ -29,7 +29,7 @@ from passes.expose import expose
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
-from passes.number_format import number_format
+from passes.precision import precision_of
 
 __all__ = ["Inspection", "LayerInspection", "inspect"]
 
@@ -188,7 +188,7 @@ def inspect(path: Path, size: tuple[int, int] | None = None) -> Inspection:
         params=stored.params,
         folded=len(results[-1].changes),
         notes=(
-            *_kind_notes(number_format(model)),
+            *_kind_notes(precision_of(model)),
             *_notes(found, [f"{skip.node}: {skip.why}" for skip in results[-1].skips]),
         ),
     )

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from passes.activation import IDENTITY, Activation
-from passes.number_format import INTEGER_OPERATORS
+from passes.precision import INTEGER_OPERATORS
 from passes.wiring import (
     Wiring,
     constant_value,

@@ -28,7 +28,7 @@ from converter.quantization.ranges import collect_ranges
 from converter.quantization.search import Found, LeftInFloat, Trial, search_int8
 from converter.runtime import weight_bytes
 from converter.validation import common_interface
-from passes.number_format import number_format
+from passes.precision import precision_of
 
 __all__ = ["InTurns", "Quantized", "quantize", "require_quantizable"]
 
@@ -77,7 +77,7 @@ class Quantized:
         one answers with NaN or infinity.
     shipped : bool
         Whether it is the quantized one.
-    format : {"int8", "float16"}
+    precision : {"int8", "float16"}
     types, ranges : str
         Integer types of activations × weights, and how the ranges were taken; "" for float16.
     layers : int
@@ -99,7 +99,7 @@ class Quantized:
 
     model: onnx.ModelProto
     shipped: bool
-    format: str
+    precision: str
     types: str
     ranges: str
     layers: int
@@ -134,21 +134,21 @@ def require_quantizable(
     Raises
     ------
     ConfigError
-        Where the format gains nothing on the provider.
+        Where the precision gains nothing on the provider.
     ModelError
         Where the model is no float32 model with linear layers, or too large.
     """
-    if settings.format == "float16" and runtime.provider != "cuda":
+    if settings.precision == "float16" and runtime.provider != "cuda":
         raise ConfigError(
             "--fp16 is for CUDA: on a CPU onnxruntime computes half precision in float32, and converts to "
             "and fro, which is slower; use --int8, or --provider cuda"
         )
-    if settings.format == "int8" and runtime.provider == "cuda":
+    if settings.precision == "int8" and runtime.provider == "cuda":
         raise ConfigError(
             "--int8 is for CPUs: onnxruntime's CUDA provider has no int8 convolution, and dequantizes before "
             "each; use --fp16, or --provider cpu"
         )
-    found = number_format(model)
+    found = precision_of(model)
     if found is not None:
         raise ModelError(f"{path} is {found} already; give the float32 model")
     if weight_bytes(model.graph) > _LARGEST:
@@ -223,7 +223,7 @@ def quantize(
     if not cost.layers:
         raise ModelError(f"{path} has no Conv, Gemm or MatMul, so there is nothing to quantize")
     images, notes = 0, []
-    if settings.format == "int8":
+    if settings.precision == "int8":
         ready = ready_for_int8(converted, path)
         ranges, images = collect_ranges(
             ready,
@@ -254,7 +254,7 @@ def quantize(
     return Quantized(
         model=found.model if faster and finite else converted,
         shipped=faster and finite,
-        format=settings.format,
+        precision=settings.precision,
         types=found.types,
         ranges=found.ranges,
         layers=len(cost.layers),

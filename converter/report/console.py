@@ -266,7 +266,7 @@ def _trial_cells(trial: Mapping[str, Any]) -> list[str]:
 
 def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
     """Say in what form the model is, how far that is from the original, and what it takes."""
-    how = quantized["format"]
+    how = quantized["precision"]
     if quantized["types"]:
         how += (
             f", activations × weights {quantized['types']}, ranges by {quantized['ranges']} of "

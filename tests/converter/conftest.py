@@ -17,7 +17,7 @@ def quantized() -> Quantized:
     return Quantized(
         model=onnx.ModelProto(),
         shipped=True,
-        format="int8",
+        precision="int8",
         types="u8 × s7",
         ranges="entropy",
         layers=2,

@@ -111,7 +111,7 @@ def test_a_quantized_model_is_said_to_be_one(tmp_path: Path) -> None:
         }"""
     )
     onnx.save(quantized, tmp_path / "q.onnx")
-    found = inspect(tmp_path / "q.onnx")
+    found = converter.inspect(tmp_path / "q.onnx")
     assert found.notes[0].startswith("the model is quantized already")
     assert "--int8" in found.notes[0]
     assert found.layers[0].reason is not None

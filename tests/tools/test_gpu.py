@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import typer
-from onnx import TensorProto
 from torch import nn
 
 from converter import Budget, CalibrationSettings, ConfigError, Runtime

@@ -63,7 +63,7 @@ def test_a_model_is_quantized_and_says_how(files: tuple[Path, Path], tmp_path: P
     assert file_digest(files[0]) == before
     assert quantized.shipped
     assert (quantized.images, quantized.held_out) == (54, 6)
-    assert (quantized.format, quantized.layers) == ("int8", 5)
+    assert (quantized.precision, quantized.layers) == ("int8", 5)
     assert quantized.before == Deviation(0.0, 1.0)
     assert 0 < quantized.after.error < 0.02
     assert "QuantizeLinear" in operators(out)
@@ -184,7 +184,7 @@ def test_what_cannot_be_quantized_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"format": "int4"}, "neither int8 nor float16"),
+        ({"precision": "int4"}, "neither int8 nor float16"),
         ({"error": -0.1}, "not a number from 0"),
         ({"error": math.nan}, "not a number from 0"),
         ({"images": 0}, "below 1"),
@@ -220,7 +220,7 @@ def test_a_conversion_ends_with_the_quantized_model(
     assert "DequantizeLinear" in operators(tmp_path / "out.onnx")
     assert conversion.quantization is not None
     assert conversion.quantization["shipped"]
-    assert conversion.settings["quantization"]["format"] == "int8"
+    assert conversion.settings["quantization"]["precision"] == "int8"
     assert [stage.name for stage in conversion.stages][-2:] == ["recover", "quantize"]
     assert conversion.out_digest == file_digest(tmp_path / "out.onnx")
     json.dumps(conversion.to_dict())

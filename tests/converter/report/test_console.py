@@ -14,6 +14,7 @@ from converter.inspection import Inspection, LayerInspection
 from converter.latency import Speedup, Timing
 from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search, Stage
 from converter.outcome import Latency as Timed
+from converter.quantization.quantizing import Quantized
 from converter.report.console import (
     ConsoleProgress,
     output_console,
@@ -25,7 +26,6 @@ from converter.report.console import (
     print_validation,
     printable,
 )
-from converter.quantization.quantizing import Quantized
 from converter.validation import (
     Accuracy,
     Agreement,
@@ -161,7 +161,8 @@ def test_quantization_shows_what_was_tried_and_what_came_of_it(quantized: Quanti
         "images\n"
         "size        4.00 → 1.00 MiB  (÷ 4.00)\n"
         "latency     original 12.0 ms, float 6.00 ms, quantized 4.00 ms  (batch 8, cpu, 1 thread)\n"
-        "            3.00 (2.90–3.10) times as fast as the original, 1.50 (1.40–1.60) times as the float model\n"
+        "            3.00 (2.90–3.10) times as fast as the original, 1.50 (1.40–1.60) times as the float "
+        "model\n"
         "note: a note\n"
         "model       q.onnx\n"
     ) in text
@@ -172,7 +173,7 @@ def test_quantization_is_part_of_a_conversion(quantized: Quantized) -> None:
     kept = replace(quantized, shipped=False, latency=None, left=())
     print_conversion(replace(CONVERSION, quantization=kept.to_dict()), None, console)
     assert line_with(stream.getvalue(), "of 1,800 images").endswith("(not written)")
-    assert "in float  " not in stream.getvalue()
+    assert "\nin float" not in stream.getvalue()
     assert "times as" not in stream.getvalue()
 
 

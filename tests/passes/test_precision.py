@@ -6,7 +6,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from passes.number_format import number_format
+from passes.precision import precision_of
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[n, 2] x) => (float[n, 2] y)'
 
@@ -41,4 +41,4 @@ HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[n, 2] x) => (float[n, 2
 def test_formats(text: str, found: str | None) -> None:
     model = onnx.parser.parse_model(HEAD + text)
     onnx.checker.check_model(model)
-    assert number_format(model) == found
+    assert precision_of(model) == found

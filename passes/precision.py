@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-__all__ = ["INTEGER_OPERATORS", "number_format"]
+__all__ = ["INTEGER_OPERATORS", "precision_of"]
 
 INTEGER_OPERATORS = frozenset(
     {
@@ -25,7 +25,7 @@ _MARKS = INTEGER_OPERATORS | {"QuantizeLinear", "DequantizeLinear", "DynamicQuan
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-def number_format(model: onnx.ModelProto) -> str | None:
+def precision_of(model: onnx.ModelProto) -> str | None:
     """Say "quantized" for a model with integer operators, "float16" for one with such weights; else None.
 
     Parameters
