@@ -36,6 +36,11 @@ __all__ = ["Found", "LeftInFloat", "Trial", "search_int8"]
 
 GROUPS = 24
 """Groups of layers at most that are tried in float one by one."""
+LEAST_GAIN = 0.05
+"""Share of the error that a group must take off to stay in float; an even share of 24 groups is 0.04."""
+CLEARLY = 0.9
+"""Share of the price at most that a model with layers in float must have: errors are measured on some hundred
+images, and times waver."""
 UNTIMED = ("u8 × s8", "u8 × s7")
 """Types that are tried where nothing is timed: those that x86 has an instruction for."""
 _INTEGER_COST = 0.5
@@ -201,7 +206,9 @@ def search_int8(
         )
         _time([best, *mixed], times_of)
         tried += mixed
-        best = min([best, *mixed], key=lambda each: _price(each, costs, harmless))
+        cheapest = min(mixed, key=lambda each: _price(each, costs, harmless), default=best)
+        if _clearly_cheaper(cheapest, best, costs, harmless):
+            best = cheapest
     return Found(
         model=best.model,
         deviation=best.deviation,
@@ -228,7 +235,7 @@ def _with_layers_in_float(
             error = judge.of(made(names)).error
             gains[names] = 1.0 - error / whole.deviation.error
             advance(1, names[0])
-    worth = [names for names in groups if gains[names] > 0]
+    worth = [names for names in groups if gains[names] >= LEAST_GAIN]
     worth.sort(key=lambda names: gains[names] / max(_macs(names, costs), 1), reverse=True)
     mixed = []
     # not all groups, for that would be the float model
@@ -260,6 +267,13 @@ def _time(candidates: Sequence[_Candidate], times_of: TimesOf | None) -> None:
     times = times_of({str(index): each.model for index, each in enumerate(candidates)})
     for index, each in enumerate(candidates):
         each.time = times[str(index)]
+
+
+def _clearly_cheaper(
+    mixed: _Candidate, whole: _Candidate, costs: Mapping[str, LayerCost], harmless: float
+) -> bool:
+    slower, price = _price(mixed, costs, harmless)
+    return not slower and price < CLEARLY * _price(whole, costs, harmless)[1]
 
 
 def _price(
