@@ -21,10 +21,12 @@ from converter.pace import FINAL_SECONDS, READINGS, TRIAL_SECONDS
 from converter.planner.cost import count_cost
 from converter.preparation import one_sample, target_batch
 from converter.progress import Progress
+from converter.quantization.balance import Pair, balanced, find_pairs, largest_by_channel
 from converter.quantization.half import in_float16
 from converter.quantization.integers import quantizable_tensors, ready_for_int8
 from converter.quantization.judge import Deviation, Judge, held_batches
 from converter.quantization.ranges import collect_ranges
+from converter.quantization.recording import Recording
 from converter.quantization.search import Found, LeftInFloat, Trial, search_int8
 from converter.runtime import weight_bytes
 from converter.validation import common_interface
@@ -36,6 +38,8 @@ HELD_OUT_EVERY = 10
 HELD_OUT_MOST = 256
 """Every tenth image is held out, so many at most."""
 LEAST_HELD_OUT = 2
+BALANCING_WORK = 1e9
+"""Responses that the largest of each channel is taken from."""
 _LARGEST = 2**31 - 2**20
 """Bytes of weights at most: the quantizer and onnx's inference work on one message of protobuf."""
 
@@ -82,6 +86,8 @@ class Quantized:
         Integer types of activations × weights, and how the ranges were taken; "" for float16.
     layers : int
         Linear layers of the model.
+    balanced : int
+        Pairs of factors whose channels were scaled to one another before.
     left : tuple of LeftInFloat
         Those that stay in float.
     trials : tuple of Trial
@@ -103,6 +109,7 @@ class Quantized:
     types: str
     ranges: str
     layers: int
+    balanced: int
     left: tuple[LeftInFloat, ...]
     trials: tuple[Trial, ...]
     before: Deviation
@@ -223,16 +230,17 @@ def quantize(
     if not cost.layers:
         raise ModelError(f"{path} has no Conv, Gemm or MatMul, so there is nothing to quantize")
     images, notes = 0, []
+    pairs: list[Pair] = []
     if settings.precision == "int8":
         ready = ready_for_int8(converted, path)
+        pairs = find_pairs(ready)
+        if pairs:
+            _, recorded = Recording(ready, ranged, settings, runtime).of(
+                [pair.response for pair in pairs], work=BALANCING_WORK
+            )
+            ready = balanced(ready, pairs, largest_by_channel(values for _, values in recorded))
         ranges, images = collect_ranges(
-            ready,
-            quantizable_tensors(ready),
-            ranged,
-            runtime,
-            batch=settings.batch,
-            memory_mib=settings.memory_mib,
-            progress=progress,
+            Recording(ready, ranged, settings, runtime), quantizable_tensors(ready), progress
         )
         if images < len(ranged):
             notes.append(
@@ -258,6 +266,7 @@ def quantize(
         types=found.types,
         ranges=found.ranges,
         layers=len(cost.layers),
+        balanced=len(pairs),
         left=found.left,
         trials=found.trials,
         before=before,

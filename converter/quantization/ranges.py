@@ -13,16 +13,12 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramCollector, TensorsData
 
-from converter.calibration.sets import CalibrationSet, Subset, fixed_batch, padded
-from converter.config import Runtime
 from converter.errors import SolverError
 from converter.progress import Progress
-from converter.runtime import model_inputs, open_session, run
-from passes.expose import expose
+from converter.quantization.recording import Recording
 
 __all__ = ["METHODS", "Ranges", "collect_ranges"]
 
@@ -35,8 +31,7 @@ _ENTROPY_BINS = 256
 _ENTROPY_LEVELS = 128
 _WORK = 1e9
 """Values that histograms are made of: a few seconds for each ten networks' worth of 10⁸. Large networks take
-fewer images, and 32 at least."""
-_LEAST_IMAGES = 32
+fewer images."""
 
 
 class Ranges:
@@ -96,29 +91,15 @@ def _collector(method: str, bins: int) -> Any:
 
 
 def collect_ranges(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    data: CalibrationSet,
-    runtime: Runtime,
-    *,
-    batch: int,
-    memory_mib: int,
-    progress: Progress,
+    recording: Recording, tensors: Sequence[str], progress: Progress
 ) -> tuple[Ranges, int]:
-    """Run a model on the calibration images and collect what its tensors hold.
+    """Collect what some tensors hold on the calibration images.
 
     Parameters
     ----------
-    model : onnx.ModelProto
-        It is not changed.
+    recording : Recording
     tensors : sequence of str
         Float tensors of its main graph, inputs and outputs among them.
-    data : CalibrationSet
-    runtime : Runtime
-    batch : int
-        Images that run at once at most; a model with a fixed batch overrides it.
-    memory_mib : int
-        Bound on the tensors of one batch, in MiB.
     progress : Progress
 
     Returns
@@ -133,28 +114,10 @@ def collect_ranges(
     ModelError, CalibrationError
         Where onnxruntime refuses the model or the images.
     """
-    inputs = model_inputs(model)
-    fed = {each.name for each in inputs}
-    inner = [name for name in tensors if name not in fed]
-    label = "the converted model"
-    session = open_session(expose(model, inner), runtime, spinning=False, label=label)
-    fixed = fixed_batch(inputs)
-
-    def values(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        found = dict(zip(inner, run(session, inner, feeds, label=label), strict=True))
-        return found | {name: feed for name, feed in feeds.items() if name in tensors}
-
-    first = next(iter(data.batches(fixed or 1)))
-    one = values((padded(first, fixed) if fixed else first).feeds)
-    elements = sum(array.size for array in one.values()) / (fixed or 1)
-    wanted = max(_LEAST_IMAGES, int(_WORK / max(elements, 1.0)))
-    if wanted < len(data):
-        data = Subset(data, wanted)
-    # histograms copy a batch and count it in a wider type
-    together = max(1, min(batch, int(memory_mib * 2**20 / (16 * max(elements, 1.0)))))
     ranges = Ranges(tensors)
-    with progress.stage("collect ranges", len(data)) as advance:
-        for given in data.batches(fixed or together):
-            ranges.add(values((padded(given, fixed) if fixed else given).feeds))
-            advance(given.count)
-    return ranges, len(data)
+    count, batches = recording.of(tensors, work=_WORK)
+    with progress.stage("collect ranges", count) as advance:
+        for images, values in batches:
+            ranges.add(values)
+            advance(images)
+    return ranges, count

@@ -21,6 +21,7 @@ def quantized() -> Quantized:
         types="u8 × s7",
         ranges="entropy",
         layers=2,
+        balanced=1,
         left=(LeftInFloat(("conv1",), 0.5),),
         trials=(
             Trial("u8 × s8, min-max", 0, 0.03, 0.9, 0.7),

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from converter.calibration.sets import open_calibration_set
-from converter.config import Preprocessing, Runtime
+from converter.config import Preprocessing, QuantizationSettings, Runtime
 from converter.errors import SolverError
 from converter.progress import SILENT
 from converter.quantization import ranges as module
 from converter.quantization.integers import quantizable_tensors, ready_for_int8
 from converter.quantization.ranges import METHODS, Ranges, collect_ranges
+from converter.quantization.recording import Recording
 from converter.runtime import model_inputs
 
 Network = Callable[..., onnx.ModelProto]
@@ -28,10 +29,10 @@ RUNTIME = Runtime(threads=1)
 def collected(files: tuple[Path, Path], batch: int = 64, memory: int = 64) -> tuple[Ranges, int]:
     model = ready_for_int8(onnx.load(files[0]), files[0])
     data = open_calibration_set(files[1], model_inputs(model), Preprocessing())
-    names = quantizable_tensors(model)
-    return collect_ranges(
-        model, names, data, RUNTIME, batch=batch, memory_mib=memory, progress=SILENT
-    )
+    bounds = QuantizationSettings(batch=batch)
+    object.__setattr__(bounds, "memory_mib", memory)  # less than is allowed, for a small network
+    recording = Recording(model, data, bounds, RUNTIME)
+    return collect_ranges(recording, quantizable_tensors(model), SILENT)
 
 
 def low_high(ranges: Ranges, method: str, tensor: str) -> tuple[float, float]:
