@@ -298,7 +298,7 @@ def _measure_int8(target: Target, model: Path, ask: Ask, shared: Path, work: Pat
         )  # fmt: skip
         compared.append(json.loads(comparison.read_text()))
     accuracies = [each["accuracy"] for each in compared]
-    speeds = [tuple(_speed(entry) for entry in each["latencies"]) for each in compared]
+    speeds = [(_speed(each["latencies"][0]), _speed(each["latencies"][1])) for each in compared]
     return Int8Row(
         model=target.name,
         budget=str(ask),

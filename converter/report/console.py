@@ -275,7 +275,7 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
     verdict = "" if quantized["shipped"] else " (not written)"
     yield f"quantized   {how}{verdict}"
     if quantized["balanced"]:
-        yield f"balanced    channels between {quantized['balanced']} pairs of factors"
+        yield f"balanced    channels between factors, {quantized['balanced']} times"
     if quantized["left"]:
         names = [printable(name) for each in quantized["left"] for name in each["layers"]]
         yield f"in float    {len(names)} of {quantized['layers']} layers: {', '.join(names)}"

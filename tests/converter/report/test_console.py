@@ -156,7 +156,7 @@ def test_quantization_shows_what_was_tried_and_what_came_of_it(quantized: Quanti
     ]
     assert (
         "quantized   int8, activations × weights u8 × s7, ranges by entropy of 1,800 images\n"
-        "balanced    channels between 1 pairs of factors\n"
+        "balanced    channels between factors, 1 times\n"
         "in float    1 of 2 layers: conv1\n"
         "off by      1 % → 1.2 % from the original, the same best class for 95.00 → 94.50 % of 200 held-out "
         "images\n"
