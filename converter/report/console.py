@@ -249,7 +249,8 @@ def _print_quantization(console: Console, quantized: Mapping[str, Any]) -> None:
         table.add_row(*_texts(_trial_cells(trial)[: len(table.columns)]))
     console.print()
     console.print(table)
-    _print_lines(console, ["", *_quantization_lines(quantized)])
+    beside = "error, same class and time are beside the float model"
+    _print_lines(console, [beside, "", *_quantization_lines(quantized)])
     _print_notes(console, quantized["notes"])
 
 
