@@ -22,6 +22,7 @@ from converter.config import (
     Budget,
     CalibrationSettings,
     Preprocessing,
+    QuantizationSettings,
     RecoverySettings,
     Runtime,
     SolverSettings,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from converter.front import Front, FrontPoint, Verified
     from converter.inspection import Inspection, LayerInspection
     from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search
+    from converter.quantization.quantizing import Quantized
     from converter.refine.recovery import Recovered
     from converter.validation import Validation
 
@@ -71,6 +73,8 @@ __all__ = [
     "Preprocessing",
     "Probe",
     "Progress",
+    "QuantizationSettings",
+    "Quantized",
     "Recovered",
     "RecoverySettings",
     "Runtime",
@@ -85,6 +89,7 @@ __all__ = [
     "convert",
     "inspect",
     "plan",
+    "quantize",
     "recover",
     "validate",
 ]
@@ -100,6 +105,7 @@ _LAZY = {
     "LayerInspection": "converter.inspection",
     "LayerOutcome": "converter.outcome",
     "Probe": "converter.outcome",
+    "Quantized": "converter.quantization.quantizing",
     "Recovered": "converter.refine.recovery",
     "Search": "converter.outcome",
     "Validation": "converter.validation",
@@ -139,6 +145,7 @@ def convert(
     cache: str | Path | None = None,
     recovery: RecoverySettings | None = None,
     recover_images: str | Path | DataReader | CalibrationSet | None = None,
+    quantization: QuantizationSettings | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Conversion:
@@ -186,6 +193,8 @@ def convert(
         that made it better, after.
     recover_images : str, Path, DataReader, CalibrationSet or None, default None
         What it learns from; None takes `calib`.
+    quantization : QuantizationSettings or None, default None
+        Then quantize the result, as `quantize`.
     executor : Executor or None, default None
         Where candidates of the layers are fitted; None does it in threads of this process. What is
         submitted can be pickled, so that processes and clusters do.
@@ -237,6 +246,7 @@ def convert(
         cache=None if cache is None else Path(cache),
         recovery=recovery,
         recover_images=_source(calib if recover_images is None else recover_images),
+        quantization=quantization,
         executor=executor,
         progress=progress,
     )
@@ -359,6 +369,65 @@ def recover(
         preprocessing=_preprocessing(preset, preprocessing),
         runtime=runtime or Runtime(),
         checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=progress,
+    )
+
+
+def quantize(
+    original: str | Path,
+    converted: str | Path,
+    calib: str | Path | DataReader | CalibrationSet,
+    out: str | Path,
+    settings: QuantizationSettings | None = None,
+    *,
+    preset: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    target: Target | None = None,
+    timing: bool = True,
+    progress: Progress = SILENT,
+) -> Quantized:
+    """Quantize a converted model: int8 for CPUs, or half precision for CUDA.
+
+    Parameters
+    ----------
+    original, converted : str or Path
+        A model and what it was converted to, or the same twice; neither is changed.
+    calib : str, Path, DataReader or CalibrationSet
+        What ranges are taken from, as in `convert`. Every tenth image is held out; what suits the model is
+        chosen on those.
+    out : str or Path
+        Where the quantized model goes; the converted one as it is where that is faster.
+    settings : QuantizationSettings or None, default None
+        None takes int8.
+    preset, preprocessing
+        As in `convert`.
+    target, timing
+        As in `convert`; without timing the quantized model is written even if it is slower.
+    progress : Progress, default SILENT
+        Told of each stage.
+
+    Returns
+    -------
+    Quantized
+
+    Raises
+    ------
+    ValidationError
+        Where the inputs or outputs of the two models differ.
+    ConverterError
+        As `convert`.
+    """
+    from converter.quantization.pipeline import quantize_files
+
+    return quantize_files(
+        Path(original),
+        Path(converted),
+        _source(calib),
+        Path(out),
+        settings or QuantizationSettings(),
+        preprocessing=_preprocessing(preset, preprocessing),
+        target=target or Target(),
+        timing=timing,
         progress=progress,
     )
 

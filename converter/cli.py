@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -30,6 +30,7 @@ from converter.config import (
     Precision,
     Preprocessing,
     Provider,
+    QuantizationSettings,
     RecoverySettings,
     Runtime,
     SolverName,
@@ -61,6 +62,7 @@ _IMAGES = "How images are prepared"
 _RUNNING = "Where and how it runs"
 _BUDGET = "What the result may cost (one or two), or lose"
 _RECOVERY = "Recovery, with the original as teacher"
+_QUANTIZATION = "Quantization, last of all"
 _OUTPUT = "Output"
 
 Quiet = Annotated[
@@ -72,6 +74,18 @@ Calib = Annotated[
 ]
 
 
+Batch = Annotated[
+    int,
+    typer.Option(help="Images at once that the result must be fast at.", rich_help_panel=_RUNNING),
+]
+Timing = Annotated[
+    bool,
+    typer.Option(
+        "--timing/--no-timing",
+        help="Whether layers and results are timed; without, MACs alone count.",
+        rich_help_panel=_RUNNING,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.", rich_help_panel=_RUNNING)]
 Device = Annotated[
     str,
@@ -204,21 +218,9 @@ class _Planning:
         int, typer.Option(help="Images that are recorded at once.", rich_help_panel=_RUNNING)
     ] = CalibrationSettings.batch
     seed: Seed = CalibrationSettings.seed
-    batch: Annotated[
-        int,
-        typer.Option(
-            help="Images at once that the result must be fast at.", rich_help_panel=_RUNNING
-        ),
-    ] = Target.batch
+    batch: Batch = Target.batch
     device: Device = SolverSettings.device
-    timing: Annotated[
-        bool,
-        typer.Option(
-            "--timing/--no-timing",
-            help="Whether layers and results are timed; without, MACs alone count.",
-            rich_help_panel=_RUNNING,
-        ),
-    ] = True
+    timing: Timing = True
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -310,6 +312,38 @@ class _Training:
             device=device,
             memory_mib=memory,
             seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class _Quantizing:
+    """Options of a quantization."""
+
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="8-bit integers, for CPUs.", rich_help_panel=_QUANTIZATION),
+    ] = False
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Half precision, for CUDA.", rich_help_panel=_QUANTIZATION),
+    ] = False
+    harmless: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT",
+            help="Squared error of the outputs, of their variance, for which no layer stays in float.",
+            rich_help_panel=_QUANTIZATION,
+        ),
+    ] = 100 * QuantizationSettings.error
+
+    def settings(self, **sizes: Any) -> QuantizationSettings | None:
+        """Give them as `QuantizationSettings`; None where neither is asked for."""
+        if self.int8 and self.fp16:
+            raise ConfigError("--int8 and --fp16 are two forms of one model; leave one of them out")
+        if not (self.int8 or self.fp16):
+            return None
+        return QuantizationSettings(
+            "int8" if self.int8 else "float16", error=self.harmless / 100, **sizes
         )
 
 
@@ -431,6 +465,7 @@ def convert(
         ),
     ] = None,
     training: _Training,
+    quantizing: _Quantizing,
     preparation: _Images,
     planning: _Planning,
     running: _Running,
@@ -471,6 +506,9 @@ def convert(
                 val=val,
                 recovery=recovery,
                 recover_images=recover_images,
+                quantization=quantizing.settings(
+                    batch=planning.calib_batch, memory_mib=planning.memory
+                ),
                 **planning.settings(running),
                 preprocessing=preparation.preprocessing(calib, quiet=quiet),
                 executor=executor,
@@ -632,6 +670,64 @@ def recover(
             write_report(json, {"format": "twofold-recovery-1", **recovered.to_dict()})
         if not quiet:
             print_recovery(recovered, out)
+
+
+@app.command()
+@_grouped
+def quantize(
+    *,
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model as it was.")],
+    converted: Annotated[
+        Path, typer.Argument(metavar="CONVERTED", help="What it was converted to, or the same.")
+    ],
+    calib: Calib,
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    quantizing: _Quantizing,
+    preparation: _Images,
+    images: Annotated[
+        int | None,
+        typer.Option(help="At most so many images, spread evenly.", rich_help_panel=_RUNNING),
+    ] = QuantizationSettings.images,
+    running: _Running,
+    batch: Batch = Target.batch,
+    calib_batch: Annotated[
+        int, typer.Option(help="Images that are recorded at once.", rich_help_panel=_RUNNING)
+    ] = QuantizationSettings.batch,
+    memory: Annotated[
+        int,
+        typer.Option(metavar="MIB", help="Bound on tensors in memory.", rich_help_panel=_RUNNING),
+    ] = QuantizationSettings.memory_mib,
+    timing: Timing = True,
+    json: Annotated[
+        Path | None, typer.Option(help="JSON file to write.", rich_help_panel=_OUTPUT)
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a converted model: --int8, which is taken where none is given, or --fp16."""
+    with _one_sentence():
+        read = [original, converted, calib]
+        _check_outputs(out, *read)
+        if json is not None:
+            _check_outputs(json, *read, out)
+        chosen = quantizing if quantizing.fp16 else replace(quantizing, int8=True)
+        quantized = converter.quantize(
+            original,
+            converted,
+            calib,
+            out,
+            chosen.settings(images=images, batch=calib_batch, memory_mib=memory),
+            preprocessing=preparation.preprocessing(calib, quiet=quiet),
+            target=Target(running.runtime(), batch),
+            timing=timing,
+            progress=_progress(quiet),
+        )
+        from converter.report.console import print_quantization
+        from converter.report.files import write_report
+
+        if json is not None:
+            write_report(json, {"format": "twofold-quantization-1", **quantized.to_dict()})
+        if not quiet:
+            print_quantization(quantized, out)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from converter.outcome import Drop
 from converter.progress import Progress
 from converter.validation import Validation, validate
 
-__all__ = ["HELD_BACK_EVERY", "Evaluation", "drop_of", "measure_drop", "set_apart"]
+__all__ = ["HELD_BACK_EVERY", "Evaluation", "drop_of", "held_back", "measure_drop", "set_apart"]
 
 HELD_BACK_EVERY = 5
 """Without images to validate on, every fifth one of the calibration set is kept from the fits."""
@@ -86,6 +86,11 @@ def set_apart(
             f"{data.describe()} are too few to hold every fifth one back for validation; "
             "give more, or others with --val"
         )
+    return held_back(data, count)
+
+
+def held_back(data: CalibrationSet, count: int) -> tuple[CalibrationSet, CalibrationSet]:
+    """Part a set into what is left and `count` samples, spread evenly; the same ones every time."""
     return _Rest(data, count), Subset(data, count)
 
 

@@ -29,6 +29,7 @@ from passes.expose import expose
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
+from passes.precision import precision_of
 
 __all__ = ["Inspection", "LayerInspection", "inspect"]
 
@@ -186,7 +187,10 @@ def inspect(path: Path, size: tuple[int, int] | None = None) -> Inspection:
         macs=stored.macs,
         params=stored.params,
         folded=len(results[-1].changes),
-        notes=_notes(found, [f"{skip.node}: {skip.why}" for skip in results[-1].skips]),
+        notes=(
+            *_kind_notes(precision_of(model)),
+            *_notes(found, [f"{skip.node}: {skip.why}" for skip in results[-1].skips]),
+        ),
     )
 
 
@@ -257,6 +261,15 @@ def _output_shapes(
     session = open_session(expose(model, names), Runtime(), optimise=False, label=label)
     arrays = run(session, names, feeds, label=label)
     return {name: tuple(array.shape) for name, array in zip(names, arrays, strict=True)}
+
+
+def _kind_notes(kind: str | None) -> tuple[str, ...]:
+    if kind is None:
+        return ()
+    return (
+        f"the model is {kind} already, and what is so is not converted again; convert the float32 model, "
+        f"with {'--fp16' if kind == 'float16' else '--int8'} for such a result",
+    )
 
 
 def _notes(layers: Sequence[LayerInspection], unfolded: Sequence[str]) -> tuple[str, ...]:

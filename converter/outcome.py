@@ -217,6 +217,8 @@ class Conversion:
         The budgets that were tried; None where a budget was given.
     recovery : dict or None, default None
         `converter.refine.recovery.Recovered`, all but its model; None where nothing was recovered.
+    quantization : dict or None, default None
+        `converter.quantization.quantizing.Quantized`, all but its model; None where nothing was quantized.
     """
 
     source: Path
@@ -238,6 +240,7 @@ class Conversion:
     peak_memory_mib: float
     search: Search | None = None
     recovery: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
     format: str = field(default="twofold-conversion-2")
 
     @property

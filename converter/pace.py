@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.sets import fixed_batch
 from converter.config import Budget, Target
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
@@ -28,10 +27,9 @@ from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import LatencyModel, Point, measure_layers
-from converter.preparation import Prepared
+from converter.preparation import Prepared, target_batch
 from converter.progress import Progress
 from converter.realisation import rewritten
-from converter.runtime import model_inputs
 from converter.schemes import KEEP, Candidate
 from passes.split import Branches
 
@@ -110,7 +108,7 @@ def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Prog
     ConfigError
         Where the model's own batch is another one.
     """
-    feeds = _feeds(prepared, target)
+    feeds = target_batch(prepared.original, prepared.sample, target, prepared.path)
     points = {name: _points(each) for name, each in prepared.candidates.items()}
     model = measure_layers(
         prepared.original,
@@ -141,20 +139,6 @@ def read_plans(prepared: Prepared, paced: Paced, front: Sequence[Choice]) -> Non
     """
     picked = np.unique(np.linspace(0, len(front) - 1, READ_PLANS + 1)[:-1].round().astype(int))
     _tried(prepared, paced, {str(index): front[index] for index in picked})
-
-
-def _feeds(prepared: Prepared, target: Target) -> dict[str, NDArray[Any]]:
-    """One batch for the target, made of the first sample."""
-    fixed = fixed_batch(model_inputs(prepared.original))
-    if fixed is not None and fixed != target.batch:
-        raise ConfigError(
-            f"{prepared.path} takes batches of {fixed} only, and {target.batch} was asked for; "
-            f"give --batch {fixed}, or export the model with a free batch"
-        )
-    return {
-        name: np.resize(feed, (target.batch, *feed.shape[1:])) if feed.ndim else feed
-        for name, feed in prepared.sample.items()
-    }
 
 
 def _points(candidates: Sequence[Candidate]) -> list[Point]:

@@ -17,11 +17,12 @@ from converter.config import (
     Budget,
     CalibrationSettings,
     Preprocessing,
+    QuantizationSettings,
     RecoverySettings,
     SolverSettings,
     Target,
 )
-from converter.drop import set_apart
+from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.model_file import check_output_path, file_digest, load_model, save_model
 from converter.outcome import Conversion
@@ -29,6 +30,7 @@ from converter.pace import pace, plan
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
+from converter.quantization.quantizing import quantize, require_quantizable
 from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import recover, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
@@ -52,6 +54,7 @@ def convert(
     cache: Path | None = None,
     recovery: RecoverySettings | None = None,
     recover_images: Path | DataReader | CalibrationSet | None = None,
+    quantization: QuantizationSettings | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Conversion:
@@ -78,6 +81,8 @@ def convert(
                 labels=recovery.labels,
             )
             require_recoverable(source, recovery)
+        if quantization is not None:
+            require_quantizable(source, model, quantization, target.runtime)
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
@@ -142,6 +147,39 @@ def convert(
                 save_model(recovered.model, out)
             checkpoint.unlink(missing_ok=True)
 
+    # likewise; last, since nothing can be fitted or trained any more
+    quantized = None
+    if quantization is not None:
+        with clock.stage("quantize"):
+            given = done.model if recovered is None else recovered.model
+            quantized = quantize(
+                source,
+                given,
+                data,
+                quantization,
+                target,
+                path=out,
+                timing=timing,
+                progress=progress,
+            )
+            if quantized.shipped and tolerance is not None and judged_on is not None:
+                drop = measure_drop(
+                    source,
+                    quantized.model,
+                    judged_on,
+                    target.runtime,
+                    batch=calibration.batch,
+                    progress=progress,
+                )
+                if drop.points > tolerance.max_drop:
+                    quantized = quantized.withheld(
+                        given,
+                        f"the quantized model loses {drop}, more than --max-drop "
+                        f"{tolerance.max_drop:g}, so the float one was written",
+                    )
+            if quantized.shipped:
+                save_model(quantized.model, out)
+
     measured = () if paced is None else paced.model.notes
     return Conversion(
         source=model,
@@ -162,6 +200,7 @@ def convert(
             "solver": dataclasses.asdict(solver),
             "target": dataclasses.asdict(target),
             "recovery": None if recovery is None else dataclasses.asdict(recovery),
+            "quantization": None if quantization is None else dataclasses.asdict(quantization),
         },
         calibration={
             "data": data.describe(),
@@ -174,6 +213,7 @@ def convert(
         peak_memory_mib=peak_memory_mib(),
         search=searched,
         recovery=None if recovered is None else recovered.to_dict(),
+        quantization=None if quantized is None else quantized.to_dict(),
     )
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from converter.calibration.record import Recorder, Sample
 from converter.calibration.sets import CalibrationSet, fixed_batch, padded
-from converter.config import CalibrationSettings, Runtime, SolverSettings
+from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
 from converter.differentiable import UnsupportedOperatorError
-from converter.errors import CalibrationError, ModelError
+from converter.errors import CalibrationError, ConfigError, ModelError
 from converter.fitting import geometry_of
 from converter.outcome import Stage
 from converter.place import Asked, Here, Place
@@ -34,7 +34,7 @@ from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
 
-__all__ = ["Clock", "Prepared", "normalised", "one_sample", "prepare"]
+__all__ = ["Clock", "Prepared", "normalised", "one_sample", "prepare", "target_batch"]
 
 METRIC_IMAGES = 512
 METRIC_WORK = 1e12
@@ -229,6 +229,28 @@ def one_sample(data: CalibrationSet, inputs: Sequence[Any]) -> dict[str, NDArray
         raise CalibrationError("the calibration set has no images; name a folder that has some")
     size = fixed_batch(inputs)
     return dict((padded(batch, size) if size else batch).feeds)
+
+
+def target_batch(
+    model: onnx.ModelProto, sample: Mapping[str, NDArray[Any]], target: Target, path: Path
+) -> dict[str, NDArray[Any]]:
+    """Make one batch for the target out of one sample.
+
+    Raises
+    ------
+    ConfigError
+        Where the model's own batch is another one.
+    """
+    fixed = fixed_batch(model_inputs(model))
+    if fixed is not None and fixed != target.batch:
+        raise ConfigError(
+            f"{path} takes batches of {fixed} only, and {target.batch} was asked for; "
+            f"give --batch {fixed}, or export the model with a free batch"
+        )
+    return {
+        name: np.resize(feed, (target.batch, *feed.shape[1:])) if feed.ndim else feed
+        for name, feed in sample.items()
+    }
 
 
 def _spatial(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

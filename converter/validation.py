@@ -26,7 +26,16 @@ from converter.model_file import EXTERNAL_ABOVE, load_model
 from converter.planner.cost import count_cost
 from converter.runtime import declared_shape, model_inputs, open_session, run, weight_bytes
 
-__all__ = ["Accuracy", "Agreement", "Latency", "OutputComparison", "Size", "Validation", "validate"]
+__all__ = [
+    "Accuracy",
+    "Agreement",
+    "Latency",
+    "OutputComparison",
+    "Size",
+    "Validation",
+    "common_interface",
+    "validate",
+]
 
 SAMPLE = 2**20
 """Elements of each output that are kept for quantiles."""
@@ -275,8 +284,7 @@ def validate(
     models = tuple(
         load_model(model) if isinstance(model, Path) else model for model in (original, converted)
     )
-    inputs = _common_inputs(models, labels)
-    names = _common_outputs(models, labels)
+    inputs, names = common_interface(models, labels)
     forced = fixed_batch(inputs)
     comparison = _compare(models, labels, names, data, runtime, forced or batch, forced, progress)
     first = next(iter(data.batches(1)))
@@ -300,6 +308,25 @@ def validate(
 
 
 # ---- the two models' interfaces
+
+
+def common_interface(
+    models: Sequence[onnx.ModelProto], labels: Sequence[str]
+) -> tuple[tuple[ModelInput, ...], tuple[str, ...]]:
+    """Give the inputs that two models share, and the names of their outputs.
+
+    Parameters
+    ----------
+    models : sequence of onnx.ModelProto
+    labels : sequence of str
+        What messages call them.
+
+    Raises
+    ------
+    ValidationError
+        Where inputs or outputs differ in name, type or a fixed size.
+    """
+    return _common_inputs(models, labels), _common_outputs(models, labels)
 
 
 def _common_inputs(

@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from passes.activation import IDENTITY, Activation
+from passes.precision import INTEGER_OPERATORS
 from passes.wiring import (
     Wiring,
     constant_value,
@@ -37,20 +38,6 @@ Array = NDArray[np.generic]
 
 _FIRST_OPSET = 7  # before it Gemm and Add broadcast by attributes
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_QUANTIZED = frozenset(
-    {
-        "ConvInteger",
-        "DynamicQuantizeMatMul",
-        "MatMulBnb4",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "QGemm",
-        "QLinearConv",
-        "QLinearConvTranspose",
-        "QLinearMatMul",
-    }
-)
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"  # of onnxruntime's optimised models
 _FUSED = frozenset({"FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv"})
 
@@ -178,7 +165,7 @@ def _nodes_below(graph: gs.Graph, place: str | None) -> Iterator[tuple[gs.Node, 
 def _is_linear(node: gs.Node) -> bool:
     if node.op in _LINEAR:
         return is_standard(node) or node.domain == _BLOCKED_DOMAIN
-    return node.op in _QUANTIZED or node.op in _FUSED
+    return node.op in INTEGER_OPERATORS or node.op in _FUSED
 
 
 def _read_layer(graph: gs.Graph, node: gs.Node, name: str, wiring: Wiring) -> Layer:
@@ -241,7 +228,7 @@ def _outputs_first(node: gs.Node, weight: Array) -> Array | None:
 
 
 def _refuse_operator(graph: gs.Graph, node: gs.Node) -> None:
-    if node.op in _QUANTIZED:
+    if node.op in INTEGER_OPERATORS:
         raise _NotConvertibleError(
             "it is already quantized; convert the float model and quantize the result"
         )

@@ -36,6 +36,7 @@ from converter.config import SolverName
 from converter.errors import ConfigError, ConverterError
 from converter.latency import measure_latency, speedup
 from converter.model_file import load_model, write_text_atomically
+from converter.quantization.half import in_float16
 from converter.runtime import machine, model_inputs, open_session, run
 from models import NETWORKS, build, export_onnx, initialise
 from tools.reference import ROOT
@@ -51,7 +52,6 @@ __all__ = [
     "FitCheck",
     "Row",
     "Wish",
-    "as_fp16",
     "check_fits",
     "main",
     "measure",
@@ -463,7 +463,7 @@ def measure(case: Case, wish: Wish, bench: Bench) -> Finding:
     original, converted = load_model(case.model), load_model(made)
     models = {
         "fp32": (original, converted),
-        "fp16": (as_fp16(original), as_fp16(converted)),
+        "fp16": (in_float16(original), in_float16(converted)),
     }
     images = np.load(case.images)
     checked = images[:CHECKED_IMAGES]
@@ -510,20 +510,6 @@ def measure(case: Case, wish: Wish, bench: Bench) -> Finding:
                 )
             )
     return Finding(case.name, str(wish), tuple(rows))
-
-
-def as_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float32 model with weights and activations in float16; inputs and outputs stay float32.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        It is not changed.
-    """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
-    return half
 
 
 def _answers(

@@ -1,12 +1,13 @@
 """Convert the reference models at several budgets, and write docs/results.md.
 
-    python -m tools.reference [--only vgg16] [--recovered] [--shared ../shared] [--out docs/results.md]
+    python -m tools.reference [--only vgg16] [--recovered | --int8] [--shared ../shared]
 
 Each row is what a user would run: `twofold convert` on the calibration images, then `twofold validate`
 on the validation images, each in a program of its own, so that seconds and memory are its own too.
 `--recovered` runs the budgets with `--recover` instead, which learn from the 50,000 training images for up
-to an hour each. Rows are kept in the work folder; a run that was interrupted goes on from there, `--fresh`
-starts over.
+to an hour each. `--int8` takes what was made of some of them, or makes it first, quantizes it and the
+original alike, and compares the three. Rows are kept in the work folder; a run that was interrupted goes on
+from there, `--fresh` starts over.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,11 +42,15 @@ MEMORY_PROBE = (
 
 @dataclass(frozen=True)
 class Ask:
-    """A budget as it is typed, the largest drop allowed there, in points, and the time to recover in."""
+    """A budget as it is typed, the largest drop allowed there, in points, and the time to recover in.
+
+    `int8` are the speed-ups over int8 of the original that are asked for, at batch 1 and 32.
+    """
 
     options: tuple[str, ...]
     drop: float | None = None
     recover: str | None = None
+    int8: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return " ".join([*self.options, *([f"--recover {self.recover}"] if self.recover else [])])
@@ -98,7 +104,8 @@ TARGETS = (
             Ask(("--speedup", "3", "--batch", "1"), 0.4),
             Ask(("--speedup", "4", "--batch", "32"), 0.4),
             Ask(("--params", "4.9"), 0.0, "10m"),
-            Ask(("--params", "20", "--macs", "7"), 0.1, "55m"),
+            Ask(("--macs", "4"), 0.4, "10m", int8=(2.0, 2.5)),
+            Ask(("--params", "20", "--macs", "7"), 0.1, "55m", int8=(2.0, 2.5)),
         ),
     ),
     Target(
@@ -130,6 +137,28 @@ class Row:
     memory_mib: float
 
 
+@dataclass(frozen=True)
+class Int8Row:
+    """A conversion in int8, beside the original in float32 and in int8.
+
+    Accuracies are in percent. Speed-ups (batch 1, batch 32) are those of the quantized conversion; `file` is
+    the size of the original in int8 over its own.
+    """
+
+    model: str
+    budget: str
+    images: int
+    original: float
+    original_int8: float
+    converted_int8: float
+    over_original: tuple[str, str]
+    over_int8: tuple[str, str]
+    asked: tuple[float, float]
+    file: float
+    settings: str
+    seconds: float
+
+
 def main(
     shared: Annotated[Path, typer.Option(help="Folder with models/ and data/.")] = ROOT.parent
     / "shared",
@@ -140,6 +169,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "results.md",
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
     recovered: Annotated[bool, typer.Option(help="Run the budgets with --recover.")] = False,
+    int8: Annotated[bool, typer.Option(help="Quantize what was made, and the original.")] = False,
     note: Annotated[
         str, typer.Option(help="What a reader must know of the machine or the runs.")
     ] = "",
@@ -147,19 +177,34 @@ def main(
 ) -> None:
     """Convert the reference models at several budgets, and write the table."""
     work.mkdir(parents=True, exist_ok=True)
-    store = work / "rows.json"
-    rows: dict[str, Any] = {} if fresh or not store.exists() else json.loads(store.read_text())
+    rows, in_int8 = ({} if fresh else _stored(work / name) for name in ("rows.json", "int8.json"))
+
+    def write() -> None:
+        for name, kept in (("rows.json", rows), ("int8.json", in_int8)):
+            write_text_atomically(work / name, json.dumps(kept, indent=1) + "\n")
+        made = [Row(**each) for each in rows.values()]
+        quantized = [Int8Row(**each) for each in in_int8.values()]
+        write_text_atomically(out, _page(made, note, quantized))
+
     for target, path in _models(shared, references, only):
         for ask in target.asks:
-            key = f"{path.stem} {ask}"
-            if key in rows or (ask.recover is not None) != recovered:
+            if (ask.int8 is None) if int8 else ((ask.recover is not None) != recovered):
                 continue
-            print(f"== {key}", flush=True)
-            rows[key] = asdict(_measure(target, path, ask, shared, work))
-            write_text_atomically(store, json.dumps(rows, indent=1) + "\n")
-            write_text_atomically(out, _page([Row(**each) for each in rows.values()], note))
-    write_text_atomically(out, _page([Row(**each) for each in rows.values()], note))
+            key = f"{path.stem} {ask}"
+            if key not in rows or (int8 and not made_by(path, ask, work)[0].exists()):
+                print(f"== {key}", flush=True)
+                rows[key] = asdict(_measure(target, path, ask, shared, work))
+                write()
+            if int8 and key not in in_int8:
+                print(f"== {key} --int8", flush=True)
+                in_int8[key] = asdict(_measure_int8(target, path, ask, shared, work))
+                write()
+    write()
     print(f"wrote {out}")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _models(shared: Path, references: Path, only: list[str] | None) -> list[tuple[Target, Path]]:
@@ -227,6 +272,61 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) ->
     )
 
 
+def _measure_int8(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Int8Row:
+    """Quantize original and conversion alike, at batch 32, and compare the latter with both."""
+    assert ask.int8 is not None, "asked for where it is called"
+    data = shared / "data" / "cifar10"
+    converted = made_by(model, ask, work)[0]
+    small, large = (work / f"{each.stem}-int8.onnx" for each in (converted, model))
+    seconds = 0.0
+    for source, out in ((model, large), (converted, small)):
+        if out == large and large.exists() and large.with_suffix(".json").exists():
+            continue  # of a row before
+        started = time.monotonic()
+        run_twofold(
+            "quantize", str(model), str(source), "--calib", str(data / "calib"), "--out", str(out), "--int8",
+            "--batch", "32", "--json", str(out.with_suffix(".json")), *target.preparation,
+            probe=work / "memory",
+        )  # fmt: skip
+        seconds = time.monotonic() - started
+    compared = []
+    for first in (model, large):
+        comparison = work / f"{small.stem}-against-{first.stem}.json"
+        run_twofold(
+            "validate", str(first), str(small), "--data", str(data / "val"), "--json", str(comparison),
+            *target.preparation, probe=work / "memory",
+        )  # fmt: skip
+        compared.append(json.loads(comparison.read_text()))
+    accuracies = [each["accuracy"] for each in compared]
+    speeds = [(_speed(each["latencies"][0]), _speed(each["latencies"][1])) for each in compared]
+    return Int8Row(
+        model=target.name,
+        budget=str(ask),
+        images=accuracies[0]["images"],
+        original=100 * accuracies[0]["original"],
+        original_int8=100 * accuracies[1]["original"],
+        converted_int8=100 * accuracies[0]["converted"],
+        over_original=speeds[0],
+        over_int8=speeds[1],
+        asked=ask.int8,
+        file=compared[1]["bytes_reduction"],
+        settings="; ".join(
+            f"{name}: {_how(out.with_suffix('.json'))}"
+            for name, out in (("original", large), ("converted", small))
+        ),
+        seconds=seconds,
+    )
+
+
+def _how(report: Path) -> str:
+    """Say in a few words in what form `twofold quantize` wrote a model."""
+    said = json.loads(report.read_text())
+    if not said["shipped"]:
+        return "float, which is faster"
+    left = sum(len(each["layers"]) for each in said["left"])
+    return f"{said['types']}, {said['ranges']}, {left} of {said['layers']} layers in float"
+
+
 def _train_images(data: Path, work: Path) -> Path:
     """Unpack the training images beside the results, once."""
     folder = work / "train"
@@ -254,7 +354,7 @@ def run_twofold(*arguments: str, probe: Path) -> float:
     return int(probe.read_text()) / 1024
 
 
-def _page(rows: list[Row], note: str = "") -> str:
+def _page(rows: list[Row], note: str = "", quantized: Sequence[Int8Row] = ()) -> str:
     here = machine()
     order = {f"{target.name} {ask}": at for at, (target, ask) in enumerate(_all_asks())}
     rows = sorted(
@@ -296,7 +396,34 @@ def _page(rows: list[Row], note: str = "") -> str:
     ]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
+    if quantized:
+        lines += _int8_lines(quantized)
     return "\n".join(lines) + "\n"
+
+
+def _int8_lines(rows: Sequence[Int8Row]) -> list[str]:
+    lines = [
+        "",
+        "## In int8",
+        "",
+        "Written by `python -m tools.reference --int8`: the conversions above and the originals, both by",
+        "`twofold quantize --int8 --batch 32` on the calibration images. Speed-ups are those of the",
+        "conversion in int8, over the original in float32 and in int8; file: the original in int8 over it.",
+        "",
+        "| model | converted by | images | top-1 float32 | original int8 | converted int8 | "
+        "over float32, batch 1 | batch 32 | over int8, batch 1 | asked | batch 32 | asked | file ÷ | "
+        "seconds | settings |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        (slow, fast), (one, many) = row.over_original, row.over_int8
+        lines.append(
+            f"| {row.model} | `{row.budget}` | {row.images:,} | {row.original:.2f} % | "
+            f"{row.original_int8:.2f} % | {row.converted_int8:.2f} % | {slow} | {fast} | {one} | "
+            f"≥ {row.asked[0]:g} | {many} | ≥ {row.asked[1]:g} | {row.file:.2f} | {row.seconds:.0f} | "
+            f"{row.settings} |"
+        )
+    return lines
 
 
 def _all_asks() -> list[tuple[Target, Ask]]:

@@ -19,8 +19,10 @@ counts once, as if the body ran once; its shapes come from shape inference.
 Parameters are the elements of all constants of rank 1 or more that hold floats or integers of at
 most 8 bits (quantized weights): initializers, Constant and ConstantOfShape, each counted once,
 where they meet a value that depends on the model's input, or are an output. Reshaped, transposed or
-cast on the way there, they still count once, as they are stored. Scalars (bounds, scales), wider
-integers (shapes, indices, integer biases) and what is never read do not count.
+cast on the way there, they still count once, as they are stored; dequantized, the integers count, wide
+ones (biases) too, and not their scales and zero points, so that a network and its quantized form have the
+same number. Scalars (bounds, scales), other wide integers (shapes, indices) and what is never read do not
+count.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ _CONVS = {"Conv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3), "ConvTra
 _GEMMS = ("Gemm", "QGemm")
 _MATMULS = ("MatMul", "MatMulInteger", "QLinearMatMul")
 
+_QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+
 _RANDOM = ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 """What is no constant although all its inputs are."""
 
@@ -68,6 +72,7 @@ _WEIGHT_TYPES = frozenset(
         ("FLOAT", "DOUBLE", "BFLOAT16", "INT2", "INT4", "INT8", "UINT2", "UINT4", "UINT8")
     )
 )
+_STORED_TYPES = _WEIGHT_TYPES | {TensorProto.INT32}
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,8 @@ class _Census:
 
     `layers` are the nodes that count, each with the constants that reach it; `stored` has the
     stored shape of each constant that may count, None for a ConstantOfShape; `used` are the
-    constants that reach a value depending on the input; `outer` are the tensors of the main graph,
+    constants that reach a value depending on the input; `wide` are 32-bit integers, which count once they are
+    dequantized; `outer` are the tensors of the main graph,
     `needed` those of all tensors whose shapes must be known; `graphs` counts the graphs walked so
     far.
     """
@@ -219,14 +225,17 @@ class _Census:
     layers: list[tuple[NodeProto, frozenset[Root]]] = field(default_factory=list)
     stored: dict[Root, Shape | None] = field(default_factory=dict)
     used: set[Root] = field(default_factory=set)
+    wide: set[Root] = field(default_factory=set)
     outer: set[str] = field(default_factory=set)
     needed: set[str] = field(default_factory=set)
     graphs: int = 0
 
     def store(self, root: Root, kind: int, shape: Shape | None) -> frozenset[Root]:
         """Note a stored constant; return it alone, or nothing where its kind does not count."""
-        if kind not in _WEIGHT_TYPES or shape == ():
+        if kind not in _STORED_TYPES or shape == ():
             return frozenset()
+        if kind == TensorProto.INT32:
+            self.wide.add(root)
         self.stored[root] = shape
         return frozenset({root})
 
@@ -254,7 +263,7 @@ def _survey(graph: GraphProto, constants: Constants, census: _Census) -> None:
         for inner in _bodies(node):
             _survey(inner, ChainMap({}, constants), census)
     for value in graph.output:
-        census.used |= constants.get(value.name, frozenset())
+        census.used |= constants.get(value.name, frozenset()) - census.wide
 
 
 def _survey_node(
@@ -265,9 +274,12 @@ def _survey_node(
     Returns the stored constants that reach it.
     """
     inputs = [name for name in node.input if name]
-    reaching: frozenset[Root] = frozenset().union(
-        *(constants.get(name, frozenset()) for name in inputs)
-    )
+    if node.op_type in _QUANTIZING:  # scales and zero points are none
+        reaching = constants.get(inputs[0], frozenset())
+        census.wide -= reaching
+    else:
+        found = (constants.get(name, frozenset()) for name in inputs)
+        reaching = frozenset().union(*found) - census.wide
     fixed = (
         all(name in constants for name in inputs)
         and not any(_bodies(node))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from converter.front import Front, FrontPoint
     from converter.inspection import Inspection
     from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
+    from converter.quantization.quantizing import Quantized
     from converter.refine.recovery import Recovered
     from converter.validation import Latency as Comparison
     from converter.validation import OutputComparison, Validation
@@ -42,6 +43,7 @@ __all__ = [
     "print_front",
     "print_inspection",
     "print_message",
+    "print_quantization",
     "print_recovery",
     "print_validation",
     "printable",
@@ -189,6 +191,8 @@ def print_conversion(
             "response, on patches that the fit did not see",
         ],
     )
+    if conversion.quantization is not None:
+        _print_quantization(console, conversion.quantization)
     _print_notes(console, conversion.notes)
     files = [f"model       {conversion.out}"]
     if report is not None:
@@ -229,6 +233,84 @@ def _recovery_lines(recovery: Mapping[str, Any] | None) -> Iterator[str]:
     )
 
 
+def print_quantization(quantized: Quantized, out: Path, console: Console | None = None) -> None:
+    """Print what was tried, what a quantization has come to, and where the model lies."""
+    console = console or output_console()
+    _print_quantization(console, quantized.to_dict())
+    _print_lines(console, [f"model       {out}"])
+
+
+def _print_quantization(console: Console, quantized: Mapping[str, Any]) -> None:
+    timed = any(trial["time"] is not None for trial in quantized["trials"])
+    table = _table(
+        *("quantized", ">in float", ">error", ">same class"), *([">time"] if timed else [])
+    )
+    for trial in quantized["trials"]:
+        table.add_row(*_texts(_trial_cells(trial)[: len(table.columns)]))
+    console.print()
+    console.print(table)
+    beside = "error, same class and time are beside the float model"
+    _print_lines(console, [beside, "", *_quantization_lines(quantized)])
+    _print_notes(console, quantized["notes"])
+
+
+def _trial_cells(trial: Mapping[str, Any]) -> list[str]:
+    agreement, time = trial["agreement"], trial["time"]
+    return [
+        trial["name"],
+        str(trial["left"] or "–"),
+        _effect(trial["error"]),
+        "–" if agreement is None else f"{100 * agreement:.1f} %",
+        "–" if time is None else f"× {time:.2f}",
+    ]
+
+
+def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
+    """Say in what form the model is, how far that is from the original, and what it takes."""
+    how = quantized["precision"]
+    if quantized["types"]:
+        how += (
+            f", activations × weights {quantized['types']}, ranges by {quantized['ranges']} of "
+            f"{quantized['images']:,} images"
+        )
+    verdict = "" if quantized["shipped"] else " (not written)"
+    yield f"quantized   {how}{verdict}"
+    if quantized["balanced"]:
+        yield f"balanced    channels between factors, {quantized['balanced']} times"
+    if quantized["left"]:
+        names = [printable(name) for each in quantized["left"] for name in each["layers"]]
+        yield f"in float    {len(names)} of {quantized['layers']} layers: {', '.join(names)}"
+    before, after = quantized["before"], quantized["after"]
+    agreement = ""
+    if before["agreement"] is not None and after["agreement"] is not None:
+        agreement = (
+            f", the same best class for {100 * before['agreement']:.2f} → "
+            f"{100 * after['agreement']:.2f} %"
+        )
+    yield (
+        f"off by      {_effect(before['error'])} → {_effect(after['error'])} from the original"
+        f"{agreement} of {quantized['held_out']:,} held-out images"
+    )
+    small, large = quantized["bytes_after"], quantized["bytes_before"]
+    yield f"size        {large / 2**20:.2f} → {small / 2**20:.2f} MiB  (÷ {large / small:.2f})"
+    latency = quantized["latency"]
+    if latency is None:
+        return
+    yield (
+        f"latency     original {_ms(latency['original_ms'])}, float {_ms(latency['float_ms'])}, quantized "
+        f"{_ms(latency['quantized_ms'])}  (batch {latency['batch']}, {latency['provider']}, "
+        f"{_threads(latency['threads'])})"
+    )
+    yield (
+        f"            {_times(latency['speedup'])} times as fast as the original, "
+        f"{_times(latency['over_float'])} times as the float model"
+    )
+
+
+def _times(gained: Mapping[str, float]) -> str:
+    return f"{gained['ratio']:.2f} ({gained['low']:.2f}–{gained['high']:.2f})"
+
+
 def _layer_cells(layer: LayerOutcome, *, sparse: bool) -> list[str]:
     channels = f"{layer.support}/{layer.shape[1]}" if layer.support else "–"
     return [
@@ -257,11 +339,10 @@ def _kept_lines(layers: Iterable[LayerOutcome]) -> Iterator[str]:
 def _latency_lines(latency: Latency | None) -> Iterator[str]:
     if latency is None:
         return
-    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
     yield (
         f"latency     {_ms(latency.original_ms)} → {_ms(latency.converted_ms)}"
         f"  ({latency.speedup:.2f} times faster, {latency.low:.2f}–{latency.high:.2f}; "
-        f"batch {latency.batch}, {latency.provider}, {threads})"
+        f"batch {latency.batch}, {latency.provider}, {_threads(latency.threads)})"
     )
     yield f"predicted   {_ms(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
 
@@ -482,6 +563,10 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 def _print_notes(console: Console, notes: Iterable[str]) -> None:
     _print_lines(console, [f"note: {note}" for note in notes])
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _ms(milliseconds: float) -> str:

@@ -23,6 +23,7 @@ from converter.config import (
     SCHEME_NAMES,
     Budget,
     CalibrationSettings,
+    QuantizationSettings,
     Runtime,
     SolverSettings,
     Target,
@@ -422,6 +423,66 @@ def test_interrupt(twofold: Run, called: Called, net: Path, tmp_path: Path) -> N
 # plan ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ((), None),
+        (("--int8",), QuantizationSettings(memory_mib=CalibrationSettings.memory_mib)),
+        (
+            ("--int8", "--harmless", 0.5, "--calib-batch", 4, "--memory", 128),
+            QuantizationSettings(error=0.005, batch=4, memory_mib=128),
+        ),
+        (("--fp16",), QuantizationSettings("float16", memory_mib=CalibrationSettings.memory_mib)),
+    ],
+)
+def test_convert_quantizes_where_it_is_asked_to(
+    twofold: Run,
+    called: Called,
+    net: Path,
+    pictures: Path,
+    tmp_path: Path,
+    options: tuple[Any, ...],
+    settings: QuantizationSettings | None,
+) -> None:
+    out = tmp_path / "small.onnx"
+    ended = twofold("convert", net, "--calib", pictures, "--out", out, "--macs", 2, *options)
+    assert ended.code == 0
+    assert called.named["quantization"] == settings
+
+
+def test_quantize_takes_int8_where_nothing_is_said(
+    twofold: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    net: Path,
+    pictures: Path,
+    tmp_path: Path,
+    quantized: converter.Quantized,
+) -> None:
+    given: list[Any] = []
+
+    def quantize(*positional: Any, **named: Any) -> Any:
+        given.append((positional, named))
+        return quantized
+
+    monkeypatch.setattr(converter, "quantize", quantize)
+    out, report = tmp_path / "q.onnx", tmp_path / "q.json"
+    asked = ("quantize", net, net, "--calib", pictures, "--out", out)
+    ended = twofold(*asked, "--images", 5, "--batch", 8, "--threads", 1, "--json", report)
+    assert ended.code == 0
+    positional, named = given[0]
+    assert positional == (net, net, pictures, out, QuantizationSettings(images=5))
+    assert named["target"] == Target(Runtime(threads=1), 8)
+    assert named["timing"] is True
+    assert json.loads(report.read_text(encoding="utf-8"))["format"] == "twofold-quantization-1"
+    for part in ("u8 × s7", "1 of 2 layers: conv1", "a note", str(out)):
+        assert part in ended.out
+    assert twofold(*asked, "--fp16", "-q").out == ""
+    assert given[1][0][4] == QuantizationSettings("float16")
+    refused = twofold(*asked, "--int8", "--fp16")
+    assert refused.code == 2
+    assert "leave one of them out" in refused.err
+
+
 def test_plan_takes_what_convert_takes(
     twofold: Run, planned: Planned, called: Called, net: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -436,7 +497,7 @@ def test_plan_takes_what_convert_takes(
     for named in (planned.named, called.named):
         del named["progress"]
     assert planned.named.items() <= called.named.items()
-    own = {"max_drop", "val", "recovery", "recover_images"}
+    own = {"max_drop", "val", "recovery", "recover_images", "quantization"}
     assert called.named.keys() - planned.named.keys() == own
 
 

@@ -102,6 +102,21 @@ def test_no_layer_is_said(tmp_path: Path) -> None:
     assert "nothing to convert" in found.notes[0]
 
 
+def test_a_quantized_model_is_said_to_be_one(tmp_path: Path) -> None:
+    quantized = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> q (float[n, 4] x) => (float[n, 4] y)
+        <float s = {0.1}, int8[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}> {
+            f = DequantizeLinear (w, s)
+            y = MatMul (x, f)
+        }"""
+    )
+    onnx.save(quantized, tmp_path / "q.onnx")
+    found = converter.inspect(tmp_path / "q.onnx")
+    assert found.notes[0].startswith("the model is quantized already")
+    assert "--int8" in found.notes[0]
+    assert found.layers[0].reason is not None
+
+
 def test_missing_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.onnx"):
         converter.inspect(tmp_path / "none.onnx")

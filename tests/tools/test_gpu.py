@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import typer
-from onnx import TensorProto
 from torch import nn
 
 from converter import Budget, CalibrationSettings, ConfigError, Runtime
 from models import export_onnx, initialise
 from tools import gpu
-from tools.gpu import Bench, Case, Finding, FitCheck, Row, Wish, as_fp16, page
+from tools.gpu import Bench, Case, Finding, FitCheck, Row, Wish, page
 
 SIZE = 8
 IMAGES = 32
@@ -161,16 +159,6 @@ def test_quick_runs_one_network_and_a_failed_check_ends_with_1(
     assert [str(wish) for wish in wishes] == ["MACs ÷ 2", "speed-up 2 at batch 1"]
     assert place == Bench(tmp_path / "work" / "quick", Runtime("cuda"), "cuda")
     assert out == tmp_path / "work" / "quick" / "results-gpu.md"
-
-
-def test_fp16_has_weights_of_two_bytes_and_the_same_inputs_and_outputs(tiny: Case) -> None:
-    model = onnx.load(tiny.model)
-    before = model.SerializeToString()
-    half = as_fp16(model)
-    assert model.SerializeToString() == before
-    assert {each.data_type for each in half.graph.initializer} == {TensorProto.FLOAT16}
-    ends = [*half.graph.input, *half.graph.output]
-    assert {each.type.tensor_type.elem_type for each in ends} == {TensorProto.FLOAT}
 
 
 def test_the_page_has_each_row_and_marks_what_does_not_agree() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
-from tools.reference import Ask, Row, _page, made_by
+import pytest
+
+from tools import reference
+from tools.reference import TARGETS, Ask, Int8Row, Row, Target, _page, made_by
 
 
 def row(model: str, budget: str, allowed: float | None = None) -> Row:
@@ -69,3 +74,63 @@ def test_what_was_not_run_is_named() -> None:
     assert last.startswith("Not run yet: ResNet-20 `--macs 2`, ")
     assert "VGG-16 `--macs 4`" not in last
     assert "VGG-16 `--macs 8`" in last
+
+
+INT8 = Int8Row(
+    model="VGG-16",
+    budget="--macs 4 --recover 10m",
+    images=5000,
+    original=93.1,
+    original_int8=93.08,
+    converted_int8=92.9,
+    over_original=("5.30 (5.20–5.40)", "10.10 (10.00–10.20)"),
+    over_int8=("2.20 (2.10–2.30)", "2.80 (2.70–2.90)"),
+    asked=(2.0, 2.5),
+    file=3.6,
+    settings="original: u8 × s8, min-max, 0 of 14 layers in float",
+    seconds=80.4,
+)
+
+
+def test_int8_has_a_table_of_its_own() -> None:
+    page = _page([row("VGG-16", "--macs 4", 0.4)], "", [INT8])
+    assert page.splitlines()[-1] == (
+        "| VGG-16 | `--macs 4 --recover 10m` | 5,000 | 93.10 % | 93.08 % | 92.90 % | 5.30 (5.20–5.40) | "
+        "10.10 (10.00–10.20) | 2.20 (2.10–2.30) | ≥ 2 | 2.80 (2.70–2.90) | ≥ 2.5 | 3.60 | 80 | "
+        "original: u8 × s8, min-max, 0 of 14 layers in float |"
+    )
+    assert "## In int8" not in _page([row("VGG-16", "--macs 4", 0.4)])
+
+
+def test_int8_rows_make_what_is_not_there_and_quantize_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vgg = next(target for target in TARGETS if target.name == "VGG-16")
+    done: list[str] = []
+
+    def measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Row:
+        assert (target.name, shared) == ("VGG-16", tmp_path)
+        done.append(str(ask))
+        made_by(model, ask, work)[0].touch()
+        return row(target.name, str(ask))
+
+    def measure_int8(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Int8Row:
+        assert made_by(model, ask, work)[0].exists()
+        assert (target.name, shared) == ("VGG-16", tmp_path)
+        done.append(f"{ask} --int8")
+        return Int8Row(**{**asdict(INT8), "budget": str(ask)})
+
+    monkeypatch.setattr(reference, "_measure", measure)
+    monkeypatch.setattr(reference, "_measure_int8", measure_int8)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / vgg.file).touch()
+    given = {"shared": tmp_path, "references": tmp_path / "none", "work": tmp_path / "work"}
+    for _ in range(2):
+        reference.main(
+            **given, out=tmp_path / "page.md", only=None, int8=True, note="", fresh=False
+        )
+    asks = [str(ask) for ask in vgg.asks if ask.int8]
+    assert asks == ["--macs 4 --recover 10m", "--params 20 --macs 7 --recover 55m"]
+    assert done == [f"{ask}{end}" for ask in asks for end in ("", " --int8")]
+    assert (tmp_path / "page.md").read_text().count(INT8.settings) == 2
+    assert len(json.loads((tmp_path / "work" / "int8.json").read_text())) == 2

@@ -247,6 +247,23 @@ def test_dequantized_weights_count_as_stored() -> None:
     ) == 12  # fmt: skip
 
 
+def test_dequantized_biases_count_and_scales_do_not() -> None:
+    model = build(
+        """g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) {
+            f = DequantizeLinear <axis = 0> (w, s, z)
+            b = DequantizeLinear <axis = 0> (c, s)
+            y = Conv (x, f, b)
+        }""",
+        w=np.ones((2, 3, 1, 1), np.int8),
+        s=ones(2),
+        z=np.zeros(2, np.int8),
+        c=np.ones(2, np.int32),
+    )
+    cost = count_cost(model)
+    assert (cost.params, cost.layers[0].params) == (8, 8)
+    assert cost.macs == 2 * 3 * 16
+
+
 def test_a_sparse_initializer_counts_what_it_stores() -> None:
     model = build("g (float[N, 4] x) => (float[N, 3] y) { y = MatMul(x, w) }")
     values = numpy_helper.from_array(ones(2), "w")
