@@ -694,7 +694,7 @@ def validate(
         from converter.report.files import write_report
 
         if json is not None:
-            write_report(json, {"format": "twofold-validation-1", **validation.to_dict()})
+            write_report(json, validation.to_dict())
         if not quiet:
             print_validation(validation)
         if not validation.finite:

@@ -23,6 +23,7 @@ from converter.config import (
 )
 from converter.drop import set_apart
 from converter.errors import ConfigError, SolverError
+from converter.front import predicted_front, predicted_point
 from converter.model_file import check_output_path, file_digest, load_model, save_model
 from converter.outcome import Conversion
 from converter.pace import pace, plan
@@ -119,6 +120,8 @@ def convert(
         with clock.stage("choose"):
             choice = plan(prepared, paced, budget)
         done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
+    with clock.stage("choose"):
+        front = [point for _, point in predicted_front(prepared, paced, read=False)]
 
     with clock.stage("finish"):
         _check_result(done.model, prepared, target, out)
@@ -174,6 +177,8 @@ def convert(
         peak_memory_mib=peak_memory_mib(),
         search=searched,
         recovery=None if recovered is None else recovered.to_dict(),
+        front=tuple(front),
+        planned=predicted_point(prepared, paced, done.choice),
     )
 
 
