@@ -120,7 +120,7 @@ def convert(
         with clock.stage("choose"):
             choice = plan(prepared, paced, budget)
         done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
-    with clock.stage("choose"):
+    with clock.stage("predict the front"):
         front = [point for _, point in predicted_front(prepared, paced, read=False)]
 
     with clock.stage("finish"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,8 +33,8 @@ class WorstImage:
         Best class of each model; −1 where a score is not finite.
     label : int or None
         Its class, where that is known.
-    error : float
-        ‖converted − original‖ / ‖original‖ of its scores, from 0; infinite where that is no number.
+    error : float or None
+        ‖converted − original‖ / ‖original‖ of its scores, from 0; None where that is not finite.
     file : str or None
         The file that it was read from; None where it came from an array.
     picture : str or None
@@ -44,7 +45,7 @@ class WorstImage:
     original: int
     converted: int
     label: int | None
-    error: float
+    error: float | None
     file: str | None = None
     picture: str | None = None
 
@@ -84,17 +85,22 @@ class Worst:
                 original=int(best[0][row]),
                 converted=int(best[1][row]),
                 label=None if labels is None else int(labels[row]),
-                error=float(errors[row]),
+                error=float(errors[row]) if np.isfinite(errors[row]) else None,
             )
             for row in order
         ]
-        self._kept.sort(key=lambda each: (each.original == each.converted, -each.error, each.index))
+        self._kept.sort(key=_rank)
         del self._kept[self._count :]
         self._seen += len(errors)
 
     def images(self, data: CalibrationSet) -> tuple[WorstImage, ...]:
         """Return them, worst first, with their files and pictures where `data` has image files."""
         return tuple(_pictured(each, data) for each in self._kept)
+
+
+def _rank(image: WorstImage) -> tuple[bool, float, int]:
+    error = math.inf if image.error is None else image.error
+    return image.original == image.converted, -error, image.index
 
 
 def _errors(first: Array, second: Array) -> npt.NDArray[np.float64]:
