@@ -40,7 +40,8 @@ def mebibytes(number: float) -> str:
 
 def effect(share: float) -> str:
     """Give a predicted error in percent, with two digits."""
-    return f"{100 * share:.2g} %"
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:,.0f} %"
 
 
 def factor(reduction: float | None) -> str:
