@@ -55,6 +55,7 @@ __all__ = [
     "print_message",
     "print_recovery",
     "print_validation",
+    "print_written",
     "printable",
 ]
 
@@ -161,7 +162,7 @@ class ConsoleProgress:
 
 
 def print_conversion(
-    conversion: Conversion, report: Path | None = None, console: Console | None = None
+    conversion: Conversion, reports: Sequence[Path] = (), console: Console | None = None
 ) -> None:
     """Print what became of each layer, of the whole, and where the files lie."""
     console = console or output_console()
@@ -192,10 +193,8 @@ def print_conversion(
         ],
     )
     _print_notes(console, conversion.notes)
-    files = [f"model       {conversion.out}"]
-    if report is not None:
-        files.append(f"report      {report}")
-    _print_lines(console, files)
+    files = [f"report      {path}" for path in reports]
+    _print_lines(console, [f"model       {conversion.out}", *files])
 
 
 def print_recovery(recovered: Recovered, out: Path, console: Console | None = None) -> None:
@@ -311,7 +310,12 @@ def print_front(front: Front, files: Sequence[Path] = (), console: Console | Non
         lines.insert(1, f"drop        measured on {front.judged_on}")
     _print_lines(console, lines)
     _print_notes(console, front.notes)
-    _print_lines(console, [f"written     {path}" for path in files])
+    print_written(files, console)
+
+
+def print_written(files: Iterable[Path], console: Console | None = None) -> None:
+    """Print where files lie."""
+    _print_lines(console or output_console(), [f"written     {path}" for path in files])
 
 
 def _front_cells(point: FrontPoint) -> list[str]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from converter.errors import ConfigError
@@ -88,14 +89,7 @@ def render_page(
         run, compared = Record(), run
     passed = read_gates([Record(each) for each in gates])
     style, script = _asset("page.css"), _asset("page.js")
-    template = Environment(
-        loader=PackageLoader(__name__, "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    ).get_template("page.html")
-    return template.render(
+    return _template().render(
         kind=kind,
         name=_name(run, compared),
         style=Markup(style),  # a file of this package
@@ -115,6 +109,18 @@ def render_page(
         made=sections.made(run, compared),
         passes=sections.passes(run),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader(__name__, "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html")
 
 
 def _check_same(run: Record, validation: Record) -> None:

@@ -123,7 +123,11 @@ class _Axis:
 
     def ticks(self, words: Callable[[float], str], *, upwards: bool) -> tuple[Tick, ...]:
         """Give round values on the axis; `upwards` for the one whose zero is at the bottom."""
-        locator = LogLocator(numticks=_TICKS) if self.logarithmic else MaxNLocator(_TICKS)
+        locator = (
+            LogLocator(numticks=_TICKS)
+            if self.logarithmic
+            else MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10])
+        )
         values = [float(each) for each in locator.tick_values(self.low, self.high)]
         inside = [each for each in values if self.low <= each <= self.high * (1 + 1e-9)]
         shares = [(self.share(each), words(each)) for each in inside]

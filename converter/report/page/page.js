@@ -23,6 +23,16 @@
   dark.addEventListener("change", nameTheme);
   nameTheme();
 
+  // On paper nothing can be unfolded.
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    unfolded = [...document.querySelectorAll("section > details:not([open])")];
+    for (const each of unfolded) each.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const each of unfolded) each.open = false;
+  });
+
   const table = document.getElementById("layers");
   if (!table) return;
 

@@ -98,7 +98,7 @@ class Record:
                         for inner, words in Record(value).entries(depth - 1)
                     )
                 continue
-            if isinstance(value, list):
+            if isinstance(value, (list, tuple)):
                 words = ", ".join(_shown(each) for each in value[:LIST_LIMIT])[:TEXT_LIMIT]
             else:
                 words = _shown(value)
@@ -107,7 +107,7 @@ class Record:
 
     def _list(self, key: str) -> list[Any]:
         value = self._content.get(key)
-        return value[:LIST_LIMIT] if isinstance(value, list) else []
+        return list(value[:LIST_LIMIT]) if isinstance(value, (list, tuple)) else []
 
 
 def _number(value: object) -> float | None:

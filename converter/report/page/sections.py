@@ -145,7 +145,7 @@ def front(run: Record) -> Front | None:
         x_from=1.0,
     )
     return Front(
-        chart, _front_table(points, planned, timed=timed), _legend(chart), _beside(run, done)
+        chart, _front_table(run, points, planned, timed=timed), _legend(chart), _beside(run, done)
     )
 
 
@@ -193,15 +193,27 @@ def _drop(drop: Record) -> str:
     return f"{points:.2f} {unit}"
 
 
-def _front_table(points: Sequence[Record], planned: Record, *, timed: bool) -> Table:
+def _front_table(run: Record, points: Sequence[Record], planned: Record, *, timed: bool) -> Table:
     heads = (*(("ms", "times faster") if timed else ()), "÷ MACs", "÷ parameters", "error", "")
     found = [(point, _measured(point)) for point in points]
     if planned:
         found.append((planned, "chosen"))
+    found += [_tried(probe) for probe in run.record("search").records("probes")]
     gain = "speedup" if timed else "macs_reduction"
     found.sort(key=lambda each: each[0].number(gain) or 0.0)
     rows = tuple((*_front_cells(point, timed=timed), words) for point, words in found)
     return Table(heads, rows)
+
+
+def _tried(probe: Record) -> tuple[Record, str]:
+    """Give a budget that a search carried out as a point of the front, with what it lost."""
+    measured = {
+        "speedup": probe.record("latency").number("speedup"),
+        "macs_reduction": probe.number("macs_reduction"),
+        "effect": probe.number("effect"),
+    }
+    verdict = "within" if probe.flag("within") else "not within"
+    return Record(measured), f"tried: {_drop(probe.record('drop'))}, {verdict}"
 
 
 def _front_cells(point: Record, *, timed: bool) -> list[str]:
@@ -261,7 +273,7 @@ def depth(run: Record) -> tuple[Bars, ...]:
         for layer in found:
             before, after = layer.number(f"{unit}_before"), layer.number(f"{unit}_after")
             known = before is not None and after is not None
-            said = f"{words(before)} → {words(after)}" if known else "not known"  # type: ignore[arg-type]
+            said = f"{words(before)} → {words(after)}" if known else "not known"
             rows.append((before or 0.0, after or 0.0, f"{layer.text('name')}: {said}"))
         label = (
             f"{title.capitalize()} of {len(rows)} layers from the input to the output, before and after; "

@@ -76,7 +76,8 @@ def verdict(run: Record, validation: Record, passed: tuple[Gate, ...]) -> Verdic
         headline = tuple(filter(None, (_speed(run, validation), _size(run, validation))))
     return Verdict(
         headline=headline or (("", "Nothing was measured"),),
-        sentence=_cost(run, validation),
+        sentence=". ".join(filter(None, (_cost(run, validation), _timed_on(run, validation))))
+        + ".",
         tone=tone,
         badge=badge,
     )
@@ -204,7 +205,23 @@ def _cost(run: Record, validation: Record) -> str:
         return drop
     if run.records("points"):
         return "Error against gain, for the best plans of this model"
-    return "What it costs in answers is not in this report: compare the two with twofold validate"
+    return (
+        "Whether its answers changed is not in this report: compare the two with twofold validate"
+    )
+
+
+def _timed_on(run: Record, validation: Record) -> str:
+    """Say with what the headline was timed."""
+    runs = [each.record("original") for each in validation.records("latencies")]
+    target = run.record("settings").record("target").record("runtime")
+    found = next(
+        (each for each in (*runs, run.record("latency"), target) if each.text("provider")), None
+    )
+    if found is None:
+        return ""
+    threads = found.count("threads")
+    on = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
+    return f"Timed on {found.text('provider', 40)}{on}"
 
 
 def _searched(search: Record) -> str:
