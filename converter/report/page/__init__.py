@@ -20,8 +20,11 @@ from markupsafe import Markup
 
 from converter.errors import ConfigError
 from converter.model_file import write_text_atomically
-from converter.report.page import sections
+from converter.report.page.front import show_front
+from converter.report.page.layers import show_depth, show_layers
+from converter.report.page.made import show_made, show_passes, show_recovery
 from converter.report.page.record import Record, kind_of, read_report
+from converter.report.page.seen import show_outputs, show_worst
 from converter.report.page.verdict import figures, read_gates, verdict
 
 __all__ = ["read_report", "render_page", "write_page"]
@@ -100,14 +103,14 @@ def render_page(
         figures=figures(run, compared),
         gates=passed,
         notes=(*run.texts("notes"), *compared.texts("notes")),
-        front=sections.front(run),
-        depth=sections.depth(run),
-        layers=sections.layers(run),
-        worst=sections.worst(compared),
-        outputs=sections.outputs(compared),
-        recovery=sections.recovery(run),
-        made=sections.made(run, compared),
-        passes=sections.passes(run),
+        front=show_front(run),
+        depth=show_depth(run),
+        layers=show_layers(run),
+        worst=show_worst(compared),
+        outputs=show_outputs(compared),
+        recovery=show_recovery(run),
+        made=show_made(run, compared),
+        passes=show_passes(run),
     )
 
 

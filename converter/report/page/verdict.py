@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from converter.report.page.phrases import gained, lost, times
 from converter.report.page.record import Record
 from converter.report.words import count, factor, mebibytes, milliseconds, signed_points
 
-__all__ = ["Figure", "Gate", "Verdict", "figures", "read_gates", "times", "verdict"]
+__all__ = ["Figure", "Gate", "Verdict", "figures", "read_gates", "verdict"]
 
 Tone = Literal["", "good", "bad"]
 
@@ -97,12 +98,6 @@ def read_gates(found: list[Record]) -> tuple[Gate, ...]:
     )
 
 
-def times(ratio: float) -> str:
-    """Write a factor with two or three digits: 1.31×, 3.9×, 12×."""
-    digits = 2 if ratio < 1.995 else 1 if ratio < 9.95 else 0
-    return f"{ratio:,.{digits}f}×"
-
-
 def figures(run: Record, validation: Record) -> tuple[Figure, ...]:
     """List every quantity that was counted or measured on both models."""
     before, after = validation.record("original"), validation.record("converted")
@@ -130,7 +125,7 @@ def _badge(validation: Record, passed: tuple[Gate, ...]) -> tuple[str, Tone]:
         return "", ""
     good = sum(gate.passed for gate in passed)
     if good == len(passed):
-        return (f"all {good} gates passed" if good > 1 else "the gate passed"), "good"
+        return f"{good} of {good} gates passed", "good"
     return f"{len(passed) - good} of {len(passed)} gates failed", "bad"
 
 
@@ -221,25 +216,16 @@ def _timed_on(run: Record, validation: Record) -> str:
         return ""
     threads = found.count("threads")
     on = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
-    return f"Timed on {found.text('provider', 40)}{on}"
+    return f"Timed on {found.text('provider', 40).upper()}{on}"
 
 
 def _searched(search: Record) -> str:
     within = [probe for probe in search.records("probes") if probe.flag("within")]
     if not within:
         return ""
-    best = max(within, key=_gained)
+    best = max(within, key=lambda probe: gained(probe) or 0.0)
     drop = best.record("drop")
-    points, measure = drop.number("points"), drop.text("measure", 40)
-    if points is None:
-        return ""
-    unit = "% output error" if measure == "output error" else f"points of {measure}"
-    return f"{points:.2f} {unit} lost on {drop.count('images'):,} images, {search.text('images')}"
-
-
-def _gained(probe: Record) -> float:
-    speedup = probe.record("latency").number("speedup")
-    return (probe.number("macs_reduction") or 0.0) if speedup is None else speedup
+    return f"{lost(drop)} on {drop.count('images'):,} images, {search.text('images')}"
 
 
 # ---- the figures

@@ -87,7 +87,7 @@ def test_the_verdict_of_a_conversion_and_its_validation(run: Report, validation:
     page = render_page(run, validation=validation)
     assert heading(page) == "3.9× faster at batch 32, 9.0× smaller"
     assert (
-        "Top-1 accuracy 87.9 → 87.4 % on 5,000 images. Timed on cpu, 2 threads."
+        "Top-1 accuracy 87.9 → 87.4 % on 5,000 images. Timed on CPU, 2 threads."
         in Document(page).text
     )
 
@@ -121,7 +121,7 @@ def test_gates_stand_on_top(run: Report) -> None:
     assert "1 of 2 gates failed" in words
     assert words.index("1 of 2 gates failed") < words.index("faster at batch 32")
     assert re.search(r"max_accuracy_drop 0.1 0.5 ✗ failed\s*too much", words)
-    assert "the gate passed" in Document(render_page(run, gates=GATES[:1])).text
+    assert "1 of 1 gates passed" in Document(render_page(run, gates=GATES[:1])).text
     assert "gate" not in Document(render_page(run)).text
 
 
