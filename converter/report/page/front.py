@@ -126,10 +126,7 @@ def _measured(point: Record) -> str:
     done = point.record("verified")
     if not done:
         return ""
-    speedup = done.record("latency").number("speedup")
-    reduction = done.number("macs_reduction")
-    gained = "" if speedup is None and reduction is None else f"{two(speedup or reduction)} times, "
-    return f"measured: {gained}{lost(done.record('drop'))}"
+    return f"measured: {two(gained(done))} times, {lost(done.record('drop'))}"
 
 
 def _legend(chart: Chart | None) -> tuple[tuple[MarkClass, str], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from converter.report.page.chart import Bars, Chart, MarkClass, draw_bars, draw_chart
@@ -60,16 +60,19 @@ def show_depth(run: Record) -> tuple[Bars, ...]:
     """Draw milliseconds and multiply-accumulates of each layer, before and after."""
     found = run.records("layers")
     charts = []
-    for unit, title, words in (
+    units: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("ms", "milliseconds", lambda number: f"{number:.3g}"),
         ("macs", "multiply-accumulates", count),
-    ):
-        rows = []
-        for layer in found:
-            before, after = layer.number(f"{unit}_before"), layer.number(f"{unit}_after")
-            known = before is not None and after is not None
-            said = f"{words(before)} → {words(after)}" if known else "not known"
-            rows.append((before or 0.0, after or 0.0, f"{layer.text('name')}: {said}"))
+    )
+    for unit, title, words in units:
+        rows = [
+            (
+                layer.number(f"{unit}_before") or 0.0,
+                layer.number(f"{unit}_after") or 0.0,
+                f"{layer.text('name')}: {_change(layer, unit, words) or 'not known'}",
+            )
+            for layer in found
+        ]
         label = (
             f"{title.capitalize()} of {len(rows)} layers from the input to the output, before and after; "
             "the table of layers has the numbers"
@@ -135,26 +138,16 @@ def _layer_facts(layer: Record) -> tuple[tuple[str, str], ...]:
     """Say what the columns of the table do not, and on a narrow screen cannot."""
     error, on_output = layer.number("error"), layer.number("effect")
     seconds, iterations = layer.number("seconds"), layer.count("iterations")
-    ms = layer.number("ms_before"), layer.number("ms_after")
     status = layer.text("status", 60)
     ended = f"{status}, {iterations} iterations" if status and iterations else status
-    changes = [
-        (key, layer.number(f"{key}_before"), layer.number(f"{key}_after"))
-        for key in ("macs", "params")
-    ]
     facts = {
         "kept, because": layer.text("reason"),
         "operator": layer.text("op", 40),
         "weight": sizes(layer.numbers("shape")),
         "activation": layer.text("activation", 60),
-        **{
-            "MACs" if key == "macs" else "parameters": f"{count(before)} → {count(after)}"
-            for key, before, after in changes
-            if before is not None and after is not None
-        },
-        "milliseconds": ""
-        if None in ms
-        else f"{bare_milliseconds(ms[0] or 0.0)} → {bare_milliseconds(ms[1] or 0.0)}",
+        "MACs": _change(layer, "macs", count),
+        "parameters": _change(layer, "params", count),
+        "milliseconds": _change(layer, "ms", bare_milliseconds),
         "error after the activation": "" if error is None else percent(error),
         "error of the output, predicted": "" if on_output is None else effect(on_output),
         "solver": ended,
@@ -163,15 +156,20 @@ def _layer_facts(layer: Record) -> tuple[tuple[str, str], ...]:
     return tuple((name, words) for name, words in facts.items() if words)
 
 
+def _change(layer: Record, key: str, words: Callable[[float], str]) -> str:
+    before, after = layer.number(f"{key}_before"), layer.number(f"{key}_after")
+    return "" if before is None or after is None else f"{words(before)} → {words(after)}"
+
+
 def _trace_chart(trace: Sequence[Record]) -> Chart | None:
     """Draw how the residuals fell; at 1 both are within their tolerance."""
     picked = _picked(trace, TRACE_POINTS)
     if len(picked) < 2:
         return None
     lines: list[tuple[MarkClass, list[tuple[float, float]]]] = []
-    marks: tuple[tuple[MarkClass, str], ...] = (("primal", "primal"), ("dual", "dual"))
-    for mark, key in marks:
-        pairs = [(each.number("iteration"), each.number(key)) for each in picked]
+    marks: tuple[MarkClass, ...] = ("primal", "dual")
+    for mark in marks:
+        pairs = [(each.number("iteration"), each.number(mark)) for each in picked]
         lines.append((mark, [(x, y) for x, y in pairs if x is not None and y is not None]))
     last = picked[-1]
     return draw_chart(
