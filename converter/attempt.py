@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ class Attempt:
         None where nothing is timed.
     notes : tuple of str
         What a reader must know of layers that were put back.
+    choice : Choice
+        The plan that was carried out.
     """
 
     model: onnx.ModelProto
@@ -48,6 +51,7 @@ class Attempt:
     passes: tuple[PassResult, ...]
     latency: Latency | None
     notes: tuple[str, ...]
+    choice: Choice
 
 
 def attempt(
@@ -95,6 +99,7 @@ def attempt(
             )
         back = realised.branches.keys() - left.keys()
         layers = tuple(_put_back(each, prepared) if each.name in back else each for each in layers)
+        layers = tuple(_timed(each, paced, choice) for each in layers)
     result = prepared.source if model is None else model
     return Attempt(
         model=result,
@@ -104,12 +109,22 @@ def attempt(
         passes=realised.passes,
         latency=latency,
         notes=_verdict(realised.branches, left),
+        choice=choice,
     )
 
 
 def _put_back(layer: LayerOutcome, prepared: Prepared) -> LayerOutcome:
     original = next(each for each in prepared.layers if each.name == layer.name)
     return unchanged(original, prepared, "put back: the replacement did not make the model faster")
+
+
+def _timed(layer: LayerOutcome, paced: Paced, choice: Choice) -> LayerOutcome:
+    """Add what the layer was planned to take; a layer whose time does not show stays without."""
+    if layer.name not in paced.candidates:
+        return layer
+    before = paced.candidates[layer.name][0].ms or None
+    after = before if layer.scheme == "kept" else choice.chosen[layer.name].ms
+    return dataclasses.replace(layer, ms_before=before, ms_after=after)
 
 
 def _verdict(branches: Mapping[str, object], left: Mapping[str, object]) -> tuple[str, ...]:

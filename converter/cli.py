@@ -68,6 +68,10 @@ _OUTPUT = "Output"
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_OUTPUT)
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(help="Page to write: one HTML file for any browser.", rich_help_panel=_OUTPUT),
+]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model.")]
 Calib = Annotated[
     Path, typer.Option(help="Folder of images, .npy or .npz file; labels are not needed.")
@@ -476,6 +480,7 @@ def convert(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    html: Html = None,
     quiet: Quiet = False,
 ) -> None:
     """Convert a model, within a budget, and say what became of each layer."""
@@ -484,6 +489,8 @@ def convert(
         _check_outputs(out, *read)
         report = out.with_suffix(".json") if report is None else report
         _check_outputs(report, *read, out)
+        if html is not None:
+            _check_outputs(html, *read, out, report)
         asked = {"macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
         if max_drop is not None and any(each is not None for each in asked.values()):
             raise ConfigError("--max-drop takes the place of a budget; leave one of the two out")
@@ -517,10 +524,14 @@ def convert(
         from converter.report.files import write_report
 
         write_report(report, conversion.to_dict())
+        if html is not None:
+            from converter.report.page import write_page
+
+            write_page(html, conversion.to_dict())
         if not quiet:
             from converter.report.console import print_conversion
 
-            print_conversion(conversion, report)
+            print_conversion(conversion, [each for each in (report, html) if each is not None])
 
 
 @app.command()
@@ -767,12 +778,15 @@ def validate(
     json: Annotated[
         Path | None, typer.Option(help="JSON file to write.", rich_help_panel=_OUTPUT)
     ] = None,
+    html: Html = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare two models under onnxruntime: outputs, accuracy, latency, size and cost."""
     with _one_sentence():
         if json is not None:
             _check_outputs(json, original, converted, data)
+        if html is not None:
+            _check_outputs(html, original, converted, data, *([] if json is None else [json]))
         validation = converter.validate(
             original,
             converted,
@@ -790,13 +804,46 @@ def validate(
         from converter.report.files import write_report
 
         if json is not None:
-            write_report(json, {"format": "twofold-validation-1", **validation.to_dict()})
+            write_report(json, validation.to_dict())
+        if html is not None:
+            from converter.report.page import write_page
+
+            write_page(html, validation.to_dict())
         if not quiet:
             print_validation(validation)
         if not validation.finite:
             raise ValidationError(
                 f"{converted} gives NaN or infinity where {original} does not; do not use it"
             )
+
+
+@app.command()
+def report(
+    *,
+    report: Annotated[
+        Path, typer.Argument(metavar="REPORT", help="JSON report of convert, plan or validate.")
+    ],
+    validation: Annotated[
+        Path | None, typer.Option(help="JSON report of validate on the same two models.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    quiet: Quiet = False,
+) -> None:
+    """Make a page of saved reports: one HTML file for any browser."""
+    with _one_sentence():
+        read = [report] if validation is None else [report, validation]
+        _check_outputs(out, *read)
+        from converter.report.page import read_report, write_page
+
+        write_page(
+            out,
+            read_report(report),
+            validation=None if validation is None else read_report(validation),
+        )
+        if not quiet:
+            from converter.report.console import print_written
+
+            print_written([out])
 
 
 def _progress(quiet: bool) -> Progress:

@@ -131,7 +131,14 @@ def measure_drop(
 
         return drop_of(
             validate(
-                original, converted, data, runtime, batch=batch, time_batches=(), progress=count
+                original,
+                converted,
+                data,
+                runtime,
+                batch=batch,
+                time_batches=(),
+                worst=0,
+                progress=count,
             )
         )
 

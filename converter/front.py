@@ -24,7 +24,7 @@ from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
 from converter.runtime import machine, model_inputs
 
-__all__ = ["Front", "FrontPoint", "Verified", "plan", "predicted_front"]
+__all__ = ["Front", "FrontPoint", "Verified", "plan", "predicted_front", "predicted_point"]
 
 POINTS = 16
 WORST_EFFECT = 0.5
@@ -235,7 +235,9 @@ def plan(
     )
 
 
-def predicted_front(prepared: Prepared, paced: Paced | None) -> list[tuple[Choice, FrontPoint]]:
+def predicted_front(
+    prepared: Prepared, paced: Paced | None, *, read: bool = True
+) -> list[tuple[Choice, FrontPoint]]:
     """Choose the best plans for budgets from the original to the cheapest that is of use.
 
     Parameters
@@ -243,6 +245,9 @@ def predicted_front(prepared: Prepared, paced: Paced | None) -> list[tuple[Choic
     prepared : Prepared
     paced : Paced or None
         None plans by multiply-accumulates.
+    read : bool, default True
+        Whether some of the plans are timed first, so that predictions are corrected by them; that takes
+        seconds. Without, what was timed before corrects them.
 
     Returns
     -------
@@ -253,9 +258,10 @@ def predicted_front(prepared: Prepared, paced: Paced | None) -> list[tuple[Choic
         choices = frontier(prepared.candidates, "macs", POINTS)
     else:
         choices = frontier(paced.candidates, "ms", POINTS)
-        read_plans(prepared, paced, choices)
+        if read:
+            read_plans(prepared, paced, choices)
     planned = [
-        (choice, _point(prepared, paced, choice))
+        (choice, predicted_point(prepared, paced, choice))
         for choice in reversed(choices)
         if choice.effect <= WORST_EFFECT
     ]
@@ -267,7 +273,8 @@ def predicted_front(prepared: Prepared, paced: Paced | None) -> list[tuple[Choic
     return front
 
 
-def _point(prepared: Prepared, paced: Paced | None, choice: Choice) -> FrontPoint:
+def predicted_point(prepared: Prepared, paced: Paced | None, choice: Choice) -> FrontPoint:
+    """Say what a plan comes to for the whole network; `paced` as in `predicted_front`."""
     kept = [each[0] for each in prepared.candidates.values()]
     cost = prepared.cost
     macs = cost.macs - sum(each.macs for each in kept) + choice.totals["macs"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from converter.solver.solution import Iteration
 from passes.base import PassResult
+
+if TYPE_CHECKING:
+    from converter.front import FrontPoint
 
 __all__ = ["Conversion", "Drop", "Latency", "LayerOutcome", "Probe", "Search", "Stage"]
 
@@ -46,6 +49,9 @@ class LayerOutcome:
         Why the layer was kept.
     trace : tuple of Iteration
         The ADMM log.
+    ms_before, ms_after : float or None
+        Milliseconds of the layer in the whole network on the target: as it was, and in the form that was
+        planned for it, measured or interpolated between measurements; None where that is not known.
     """
 
     name: str
@@ -66,6 +72,8 @@ class LayerOutcome:
     seconds: float = 0.0
     reason: str | None = None
     trace: tuple[Iteration, ...] = ()
+    ms_before: float | None = None
+    ms_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +227,10 @@ class Conversion:
         `converter.refine.recovery.Recovered`, all but its model; None where nothing was recovered.
     quantization : dict or None, default None
         `converter.quantization.quantizing.Quantized`, all but its model; None where nothing was quantized.
+    front : tuple of FrontPoint, default ()
+        Predicted: the best plans for some budgets, from the original on.
+    planned : FrontPoint or None, default None
+        The plan that was carried out, as it was predicted; layers may have been put back since.
     """
 
     source: Path
@@ -241,6 +253,8 @@ class Conversion:
     search: Search | None = None
     recovery: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
+    front: tuple[FrontPoint, ...] = ()
+    planned: FrontPoint | None = None
     format: str = field(default="twofold-conversion-2")
 
     @property

@@ -24,6 +24,7 @@ from converter.config import (
 )
 from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
+from converter.front import predicted_front, predicted_point
 from converter.model_file import check_output_path, file_digest, load_model, save_model
 from converter.outcome import Conversion
 from converter.pace import pace, plan
@@ -124,6 +125,8 @@ def convert(
         with clock.stage("choose"):
             choice = plan(prepared, paced, budget)
         done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
+    with clock.stage("predict the front"):
+        front = [point for _, point in predicted_front(prepared, paced, read=False)]
 
     with clock.stage("finish"):
         _check_result(done.model, prepared, target, out)
@@ -214,6 +217,8 @@ def convert(
         search=searched,
         recovery=None if recovered is None else recovered.to_dict(),
         quantization=None if quantized is None else quantized.to_dict(),
+        front=tuple(front),
+        planned=predicted_point(prepared, paced, done.choice),
     )
 
 

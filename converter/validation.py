@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from converter.calibration.sets import Batch, CalibrationSet, ModelInput, fixed_
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ValidationError
 from converter.latency import Speedup, Timing, measure_latency, speedup
-from converter.model_file import EXTERNAL_ABOVE, load_model
+from converter.model_file import EXTERNAL_ABOVE, file_digest, load_model
 from converter.planner.cost import count_cost
 from converter.runtime import declared_shape, model_inputs, open_session, run, weight_bytes
+from converter.worst import WORST, Worst, WorstImage
 
 __all__ = [
     "Accuracy",
@@ -161,12 +162,16 @@ class Size:
         Multiply-accumulates of one sample, likewise.
     uncounted : tuple of str
         Layers inside If, Loop or Scan that `macs` misses.
+    file, digest : str or None, default None
+        The model's file and its SHA-256; None for a model that came from none.
     """
 
     bytes: int
     params: int
     macs: int
     uncounted: tuple[str, ...]
+    file: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,12 @@ class Validation:
     original, converted : Size
     notes : tuple of str
         What was left out and why, one sentence each.
+    data : str, default ""
+        What the images are and where they come from.
+    class_names : tuple of str or None, default None
+        Names of the classes by number, where the images name one for each score.
+    worst : tuple of WorstImage, default ()
+        Images that they answer most differently, the worst first; () without scores of classes.
     """
 
     images: int
@@ -198,6 +209,10 @@ class Validation:
     original: Size
     converted: Size
     notes: tuple[str, ...] = ()
+    data: str = ""
+    class_names: tuple[str, ...] | None = None
+    worst: tuple[WorstImage, ...] = ()
+    format: str = field(default="twofold-validation-1")
 
     @property
     def macs_reduction(self) -> float | None:
@@ -243,6 +258,7 @@ def validate(
     time_batches: Sequence[int] = (1, 32),
     seconds: float = 2.0,
     spinning: bool = True,
+    worst: int = WORST,
     progress: Callable[[int, int], None] | None = None,
 ) -> Validation:
     """Compare two models under onnxruntime.
@@ -265,6 +281,8 @@ def validate(
         Timed seconds for each model and batch size, above 0.
     spinning : bool, default True
         How `converter.latency.measure_latency` treats idle threads.
+    worst : int, default WORST
+        How many of the images that they answer most differently to keep, from 0.
     progress : callable or None, default None
         Called with the images done and their number after each batch.
 
@@ -286,12 +304,14 @@ def validate(
     )
     inputs, names = common_interface(models, labels)
     forced = fixed_batch(inputs)
-    comparison = _compare(models, labels, names, data, runtime, forced or batch, forced, progress)
+    comparison = _Comparison(names, worst)
+    _compare(comparison, models, labels, data, runtime, forced or batch, forced, progress)
     first = next(iter(data.batches(1)))
     sizes = tuple(
-        _size(model, _resized(first, forced or 1), label)
-        for model, label in zip(models, labels, strict=True)
+        _size(model, _resized(first, forced or 1), label, source)
+        for model, label, source in zip(models, labels, (original, converted), strict=True)
     )
+    named = data.class_names
     return Validation(
         images=comparison.images,
         outputs=tuple(meter.result() for meter in comparison.meters),
@@ -304,6 +324,9 @@ def validate(
         original=sizes[0],
         converted=sizes[1],
         notes=tuple(comparison.notes),
+        data=data.describe(),
+        class_names=named if named and len(named) == comparison.classes else None,
+        worst=comparison.worst.images(data),
     )
 
 
@@ -480,8 +503,9 @@ def _relative(error: float, size: float) -> float | None:
 class _Comparison:
     """Running comparison of all outputs, and of the classes where one output holds scores."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], worst: int) -> None:
         self.meters = [_Meter(name) for name in names]
+        self.worst = Worst(worst)
         self.images = 0
         self.notes: list[str] = []
         self.scores: str | None = None
@@ -520,7 +544,8 @@ class _Comparison:
                 self._add_scores(_flat(first), _flat(second), labels)
 
     def _add_scores(self, first: Array, second: Array, labels: Array | None) -> None:
-        best = [_best(scores) for scores in (first, second)]
+        best = _best(first), _best(second)
+        self.worst.add((first, second), best, labels)
         sound = (best[0] >= 0) & (best[1] >= 0)
         self._alike += int((sound & (best[0] == best[1])).sum())
         if self.classes > 5:
@@ -570,21 +595,21 @@ def _best(scores: Array) -> npt.NDArray[np.int64]:
 
 
 def _compare(
+    comparison: _Comparison,
     models: Sequence[onnx.ModelProto],
     labels: Sequence[str],
-    names: Sequence[str],
     data: CalibrationSet,
     runtime: Runtime,
     size: int,
     forced: int | None,
     progress: Callable[[int, int], None] | None,
-) -> _Comparison:
+) -> None:
     # They take turns, so the idle threads of one must not take the cores from the other.
     sessions = [
         open_session(model, runtime, spinning=False, label=label)
         for model, label in zip(models, labels, strict=True)
     ]
-    comparison = _Comparison(names)
+    names = [meter.name for meter in comparison.meters]
     total = len(data)
     for given in data.batches(size):
         fed = padded(given, forced) if forced else given
@@ -603,7 +628,6 @@ def _compare(
             progress(comparison.images, total)
     if not comparison.images:
         raise CalibrationError("the data to validate on is empty; give at least one image")
-    return comparison
 
 
 def _real_rows(one: Array, other: Array, fed: Batch, name: str) -> tuple[Array, Array]:
@@ -648,11 +672,21 @@ def _usable_labels(given: Batch, data: CalibrationSet, comparison: _Comparison) 
 # ---- what the models cost
 
 
-def _size(model: onnx.ModelProto, feeds: Mapping[str, Array], label: str) -> Size:
+def _size(
+    model: onnx.ModelProto, feeds: Mapping[str, Array], label: str, source: Path | onnx.ModelProto
+) -> Size:
     cost = count_cost(model, feeds, label=label)
     weights = weight_bytes(model.graph)  # beyond the limit, protobuf cannot tell the whole
     size = weights if weights > EXTERNAL_ABOVE else model.ByteSize()
-    return Size(bytes=size, params=cost.params, macs=cost.macs, uncounted=cost.uncounted)
+    file = source if isinstance(source, Path) else None
+    return Size(
+        bytes=size,
+        params=cost.params,
+        macs=cost.macs,
+        uncounted=cost.uncounted,
+        file=None if file is None else str(file),
+        digest=None if file is None else file_digest(file),
+    )
 
 
 def _resized(given: Batch, size: int) -> dict[str, Array]:

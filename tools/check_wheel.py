@@ -39,6 +39,8 @@ for name in ("models", "tools", "tests"):
 _MODEL = "import onnx; print(onnx.__path__[0])"
 _MODEL_PATH = "backend/test/data/light/light_squeezenet.onnx"
 
+_REPORT = '{"format": "twofold-validation-1"}'
+
 
 class WheelError(Exception):
     """A wheel that is not what it should be."""
@@ -64,7 +66,7 @@ def check_content(wheel: Path) -> None:
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     missing = sorted(wanted - held)
     if foreign or missing:
@@ -86,6 +88,8 @@ def try_installed(wheel: Path, pip_arguments: Sequence[str] = ()) -> None:
         for arguments in (["--help"], ["--version"], ["inspect", str(data / _MODEL_PATH)]):
             _run([twofold, *arguments], folder)
         _run([python, "-m", "converter", "--version"], folder)
+        (folder / "report.json").write_text(_REPORT, encoding="utf-8")
+        _run([twofold, "report", "report.json", "--out", "report.html"], folder)
 
 
 def _run(command: Sequence[str], folder: Path = ROOT) -> str:

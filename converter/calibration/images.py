@@ -8,6 +8,7 @@ models were trained and measured behind these two.
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -26,10 +27,12 @@ from converter.errors import CalibrationError
 __all__ = [
     "IMAGE_SUFFIXES",
     "PIXEL_LIMIT",
+    "THUMBNAIL_SIDE",
     "arrange_image",
     "open_image",
     "prepare_image",
     "resolve_preprocessing",
+    "thumbnail",
 ]
 
 IMAGE_SUFFIXES = frozenset(
@@ -51,6 +54,9 @@ IMAGE_SUFFIXES = frozenset(
 
 PIXEL_LIMIT = 89_478_485
 """Most pixels of an image, before and after its resize: Pillow's own bound, 256 MiB of RGB."""
+
+THUMBNAIL_SIDE = 128
+"""Longer side of a small copy in pixels: sharp at the size at which a report shows it."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
@@ -201,12 +207,7 @@ def arrange_image(
     CalibrationError
         Where the image is damaged or does not come out with this size.
     """
-    with image, _decoding(source):
-        image.load()
-        if image.format != "TIFF":  # Pillow turns these as it loads them; 10.0 would turn twice
-            ImageOps.exif_transpose(image, in_place=True)
-        mode = "L" if preprocessing.channels == "gray" else "RGB"
-        plain = _with_eight_bits(image, source).convert(mode)
+    plain = _decoded(image, source, "L" if preprocessing.channels == "gray" else "RGB")
     fitted = _resized_and_cropped(plain, source, preprocessing, size)
     pixels = np.asarray(fitted).reshape(*size, -1)
     if preprocessing.channels == "bgr":
@@ -218,6 +219,42 @@ def arrange_image(
     if preprocessing.layout == "nchw":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
+
+
+def thumbnail(source: Path, side: int = THUMBNAIL_SIDE) -> bytes:
+    """Make a small copy of an image file.
+
+    Parameters
+    ----------
+    source : Path
+        As for `prepare_image`.
+    side : int, default THUMBNAIL_SIDE
+        Its longer side in pixels, at most; smaller images keep their size.
+
+    Returns
+    -------
+    bytes
+        A JPEG file in RGB.
+
+    Raises
+    ------
+    CalibrationError
+        Where the image cannot be read.
+    """
+    small = _decoded(open_image(source), source, "RGB")
+    small.thumbnail((side, side))
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+def _decoded(image: Image.Image, source: Path, mode: str) -> Image.Image:
+    """Decode an opened image, turn it upright, and close its file."""
+    with image, _decoding(source):
+        image.load()
+        if image.format != "TIFF":  # Pillow turns these as it loads them; 10.0 would turn twice
+            ImageOps.exif_transpose(image, in_place=True)
+        return _with_eight_bits(image, source).convert(mode)
 
 
 @contextmanager

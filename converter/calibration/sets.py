@@ -50,6 +50,7 @@ __all__ = [
     "ReaderSet",
     "Subset",
     "fixed_batch",
+    "image_file",
     "open_calibration_set",
     "padded",
 ]
@@ -265,6 +266,20 @@ def fixed_batch(inputs: Sequence[ModelInput]) -> int | None:
     return next(iter(sizes), None)
 
 
+def image_file(data: CalibrationSet, index: int) -> Path | None:
+    """Return the file of one sample of a set; None where samples are no image files.
+
+    Parameters
+    ----------
+    data : CalibrationSet
+    index : int
+        Position of the sample, from 0 to below `len(data)`.
+    """
+    if isinstance(data, Subset):
+        return image_file(*data.whole_and_position(index))
+    return data.files[index] if isinstance(data, ImageFolder) else None
+
+
 def padded(batch: Batch, size: int) -> Batch:
     """Return the batch with its last sample repeated up to `size`; `count` and labels stay.
 
@@ -436,6 +451,11 @@ class ImageFolder(_SampleSet):
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image files, in the order of the samples."""
+        return tuple(self._files)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -917,6 +937,10 @@ class Subset(_SampleSet):
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes of the other set."""
         return self._whole.class_names
+
+    def whole_and_position(self, index: int) -> tuple[CalibrationSet, int]:
+        """Return the other set, and where a sample of this one stands in it."""
+        return self._whole, self._chosen[index]
 
     def describe(self) -> str:
         """Say how many samples these are, and of what."""

@@ -26,6 +26,17 @@ from rich.table import Table
 from rich.text import Text
 
 from converter.progress import Advance
+from converter.report.words import (
+    count,
+    effect,
+    factor,
+    mebibytes,
+    milliseconds,
+    printable,
+    shape,
+    signed_points,
+    visible,
+)
 
 if TYPE_CHECKING:
     from converter.front import Front, FrontPoint
@@ -46,6 +57,7 @@ __all__ = [
     "print_quantization",
     "print_recovery",
     "print_validation",
+    "print_written",
     "printable",
 ]
 
@@ -65,15 +77,6 @@ def output_console(*, stderr: bool = False) -> Console:
 def print_message(text: str) -> None:
     """Print one line to standard error, never folded."""
     output_console(stderr=True).print(Text(f"twofold: {printable(text)}"), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with � for what a terminal might take as a command."""
-    return _visible(" ".join(text.split()))
-
-
-def _visible(line: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in line)
 
 
 # Progress ------------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ class ConsoleProgress:
 
 
 def print_conversion(
-    conversion: Conversion, report: Path | None = None, console: Console | None = None
+    conversion: Conversion, reports: Sequence[Path] = (), console: Console | None = None
 ) -> None:
     """Print what became of each layer, of the whole, and where the files lie."""
     console = console or output_console()
@@ -181,9 +184,9 @@ def print_conversion(
         [
             *_latency_lines(conversion.latency),
             *_recovery_lines(conversion.recovery),
-            f"MACs        {_count(conversion.macs_before)} → {_count(conversion.macs_after)}"
+            f"MACs        {count(conversion.macs_before)} → {count(conversion.macs_after)}"
             f"  (÷ {conversion.macs_reduction:.2f})",
-            f"parameters  {_count(conversion.params_before)} → {_count(conversion.params_after)}"
+            f"parameters  {count(conversion.params_before)} → {count(conversion.params_after)}"
             f"  (÷ {conversion.params_reduction:.2f})",
             f"took        {sum(stage.seconds for stage in conversion.stages):.1f} s, "
             f"{conversion.peak_memory_mib:,.0f} MiB of memory at most",
@@ -194,10 +197,8 @@ def print_conversion(
     if conversion.quantization is not None:
         _print_quantization(console, conversion.quantization)
     _print_notes(console, conversion.notes)
-    files = [f"model       {conversion.out}"]
-    if report is not None:
-        files.append(f"report      {report}")
-    _print_lines(console, files)
+    files = [f"report      {path}" for path in reports]
+    _print_lines(console, [f"model       {conversion.out}", *files])
 
 
 def print_recovery(recovered: Recovered, out: Path, console: Console | None = None) -> None:
@@ -259,7 +260,7 @@ def _trial_cells(trial: Mapping[str, Any]) -> list[str]:
     return [
         trial["name"],
         str(trial["left"] or "–"),
-        _effect(trial["error"]),
+        effect(trial["error"]),
         "–" if agreement is None else f"{100 * agreement:.1f} %",
         "–" if time is None else f"× {time:.2f}",
     ]
@@ -288,7 +289,7 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
             f"{100 * after['agreement']:.2f} %"
         )
     yield (
-        f"off by      {_effect(before['error'])} → {_effect(after['error'])} from the original"
+        f"off by      {effect(before['error'])} → {effect(after['error'])} from the original"
         f"{agreement} of {quantized['held_out']:,} held-out images"
     )
     small, large = quantized["bytes_after"], quantized["bytes_before"]
@@ -297,8 +298,8 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
     if latency is None:
         return
     yield (
-        f"latency     original {_ms(latency['original_ms'])}, float {_ms(latency['float_ms'])}, quantized "
-        f"{_ms(latency['quantized_ms'])}  (batch {latency['batch']}, {latency['provider']}, "
+        f"latency     original {milliseconds(latency['original_ms'])}, float {milliseconds(latency['float_ms'])}, quantized "
+        f"{milliseconds(latency['quantized_ms'])}  (batch {latency['batch']}, {latency['provider']}, "
         f"{_threads(latency['threads'])})"
     )
     yield (
@@ -315,12 +316,12 @@ def _layer_cells(layer: LayerOutcome, *, sparse: bool) -> list[str]:
     channels = f"{layer.support}/{layer.shape[1]}" if layer.support else "–"
     return [
         layer.name,
-        _shape(layer.shape),
+        shape(layer.shape),
         layer.scheme,
         "×".join(map(str, layer.ranks)) or "–",
         *([channels] if sparse else []),
-        _count(layer.macs_before),
-        _count(layer.macs_after),
+        count(layer.macs_before),
+        count(layer.macs_after),
         "–" if layer.error is None else f"{100 * layer.error:.3g} %",
         layer.status,
     ]
@@ -340,11 +341,11 @@ def _latency_lines(latency: Latency | None) -> Iterator[str]:
     if latency is None:
         return
     yield (
-        f"latency     {_ms(latency.original_ms)} → {_ms(latency.converted_ms)}"
+        f"latency     {milliseconds(latency.original_ms)} → {milliseconds(latency.converted_ms)}"
         f"  ({latency.speedup:.2f} times faster, {latency.low:.2f}–{latency.high:.2f}; "
         f"batch {latency.batch}, {latency.provider}, {_threads(latency.threads)})"
     )
-    yield f"predicted   {_ms(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
+    yield f"predicted   {milliseconds(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
 
 
 def _print_search(console: Console, search: Search) -> None:
@@ -366,7 +367,7 @@ def _probe_cells(probe: Probe) -> list[str]:
         f"{probe.asked:.2f}",
         *([] if probe.latency is None else [_measured(probe.latency)]),
         f"{probe.macs_reduction:.2f}",
-        _effect(probe.effect),
+        effect(probe.effect),
         str(probe.drop),
         "within" if probe.within else "",
     ]
@@ -390,17 +391,22 @@ def print_front(front: Front, files: Sequence[Path] = (), console: Console | Non
         lines.insert(1, f"drop        measured on {front.judged_on}")
     _print_lines(console, lines)
     _print_notes(console, front.notes)
-    _print_lines(console, [f"written     {path}" for path in files])
+    print_written(files, console)
+
+
+def print_written(files: Iterable[Path], console: Console | None = None) -> None:
+    """Print where files lie."""
+    _print_lines(console or output_console(), [f"written     {path}" for path in files])
 
 
 def _front_cells(point: FrontPoint) -> list[str]:
     cells = [
         f"{point.macs_reduction:.2f}",
         f"{point.params_reduction:.2f}",
-        _effect(point.effect),
+        effect(point.effect),
     ]
     if point.ms is not None and point.speedup is not None:
-        cells = [_ms(point.ms).removesuffix(" ms"), f"{point.speedup:.2f}", *cells]
+        cells = [milliseconds(point.ms).removesuffix(" ms"), f"{point.speedup:.2f}", *cells]
     done = point.verified
     if done is None:
         return [*cells, "", ""]
@@ -424,10 +430,10 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
                 [
                     layer.name,
                     layer.op,
-                    _shape(layer.weight_shape),
-                    _shape(layer.output_shape),
-                    _count(layer.macs),
-                    _count(layer.params),
+                    shape(layer.weight_shape),
+                    shape(layer.output_shape),
+                    count(layer.macs),
+                    count(layer.params),
                     layer.activation,
                     "yes" if layer.reason is None else f"no: {layer.reason}",
                 ]
@@ -436,17 +442,17 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     if inspection.layers:
         console.print(table)
     inputs = ", ".join(
-        f"{each.name} {each.dtype} {_shape(each.shape)}" for each in inspection.inputs
+        f"{each.name} {each.dtype} {shape(each.shape)}" for each in inspection.inputs
     )
     share = inspection.convertible_macs / inspection.macs if inspection.macs else 0.0
     _print_lines(
         console,
         [
             f"inputs      {inputs}",
-            f"MACs        {_count(inspection.macs)}, {share:.1%} of them in the "
+            f"MACs        {count(inspection.macs)}, {share:.1%} of them in the "
             f"{len(inspection.convertible)} of {len(inspection.layers)} layers that can be "
             "converted",
-            f"parameters  {_count(inspection.params)}",
+            f"parameters  {count(inspection.params)}",
         ],
     )
     if inspection.folded:
@@ -480,24 +486,24 @@ def _comparison_rows(validation: Validation) -> Iterator[list[str]]:
     before, after = validation.original, validation.converted
     yield [
         "size",
-        f"{before.bytes / 2**20:.2f} MiB",
-        f"{after.bytes / 2**20:.2f} MiB",
-        _factor(validation.bytes_reduction),
+        mebibytes(before.bytes),
+        mebibytes(after.bytes),
+        factor(validation.bytes_reduction),
     ]
     yield [
         "parameters",
-        _count(before.params),
-        _count(after.params),
-        _factor(validation.params_reduction),
+        count(before.params),
+        count(after.params),
+        factor(validation.params_reduction),
     ]
-    yield ["MACs", _count(before.macs), _count(after.macs), _factor(validation.macs_reduction)]
+    yield ["MACs", count(before.macs), count(after.macs), factor(validation.macs_reduction)]
     if validation.accuracy is not None:
         accuracy = validation.accuracy
         yield [
             "accuracy",
             f"{accuracy.original:.2%}",
             f"{accuracy.converted:.2%}",
-            f"{0.0 - accuracy.drop_points:+.2f} ± {accuracy.standard_error_points:.2f} points",
+            signed_points(accuracy.drop_points, accuracy.standard_error_points),
         ]
     for latency in validation.latencies:
         yield from _latency_row(latency)
@@ -558,42 +564,12 @@ def _texts(cells: Iterable[str]) -> list[Text]:
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
-        console.print(Text(_visible(line)), soft_wrap=True)
+        console.print(Text(visible(line)), soft_wrap=True)
 
 
 def _print_notes(console: Console, notes: Iterable[str]) -> None:
     _print_lines(console, [f"note: {note}" for note in notes])
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
-
-
-def _ms(milliseconds: float) -> str:
-    """Milliseconds with three digits, as measurements have."""
-    digits = 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
-    return f"{milliseconds:,.{digits}f} ms"
-
-
-def _effect(effect: float) -> str:
-    return f"{100 * effect:.2g} %"
-
-
-def _factor(reduction: float | None) -> str:
-    return "–" if reduction is None else f"÷ {reduction:.2f}"
-
-
-def _shape(shape: Sequence[int | str | None] | None) -> str:
-    return "?" if shape is None else "×".join("?" if n is None else str(n) for n in shape)
-
-
-def _count(number: int | None) -> str:
-    """Return a count with three digits and a unit: 313 M."""
-    if number is None:
-        return "?"
-    scaled = float(number)
-    for unit in ("", " k", " M", " G"):
-        if scaled < 999.5:
-            return f"{scaled:.3g}{unit}"
-        scaled /= 1000
-    return f"{scaled:,.4g} T"
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number != 1)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,7 @@ def test_without_timing_the_plan_is_the_result(prepared: Prepared) -> None:
     choice, clock = plan(prepared, None, Budget(macs=4)), Clock()
     done = attempt(prepared, None, choice, SOLVER, SILENT, clock, trade=True)
     assert (done.replaced, done.latency, done.notes) == (2, None, ())
+    assert all(layer.ms_before is layer.ms_after is None for layer in done.layers)
     assert prepared.cost.macs / done.cost.macs >= 4
     assert done.cost == count_cost(done.model, prepared.sample, label="it")
     assert [stage.name for stage in clock.stages()] == ["fit layers"]
@@ -81,9 +84,16 @@ def test_layers_that_do_not_pay_are_put_back(
 
     monkeypatch.setattr(module, "never_slower", never_slower)
     choice = plan(prepared, None, Budget(macs=4))
+    choice.chosen["first"] = dataclasses.replace(choice.chosen["first"], ms=0.5)
+    # one layer takes 2 ms as it is; the time of the other does not show
+    before = {"first": 2.0, "second": 0.0}
+    candidates = {
+        name: (dataclasses.replace(each[0], ms=before[name]), *each[1:])
+        for name, each in prepared.candidates.items()
+    }
     done = attempt(
         prepared,
-        object(),  # type: ignore[arg-type]  # only never_slower looks into it
+        SimpleNamespace(candidates=candidates),  # type: ignore[arg-type]  # all that is looked into
         choice,
         SOLVER,
         SILENT,
@@ -95,6 +105,10 @@ def test_layers_that_do_not_pay_are_put_back(
     by_name = {layer.name: layer for layer in done.layers}
     for name in ("first", "second"):
         assert (by_name[name].scheme == "kept") == (name not in kept)
+    assert by_name["first"].ms_before == 2.0
+    assert by_name["first"].ms_after == (0.5 if "first" in kept else 2.0)
+    assert by_name["second"].ms_before is by_name["second"].ms_after is None
+    assert done.choice is choice
     assert (done.model is prepared.source) == (not kept)
     note = {0: "written as it is", 1: "1 layers were put back", 2: None}[len(kept)]
     assert [note in each for each in done.notes] == [True] * len(done.notes)

@@ -22,6 +22,7 @@ from converter.config import Budget, Runtime
 from converter.drop import Evaluation
 from converter.front import FrontPoint
 from converter.outcome import Drop, Latency, Search
+from converter.planner.choice import Choice
 from converter.planner.cost import ModelCost
 from converter.preparation import Clock
 from converter.progress import SILENT
@@ -75,7 +76,14 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
             shown = gain if faster else 1.0
             latency = dataclasses.replace(LATENCY, speedup=shown, converted_ms=10 / shown)
             return Attempt(
-                onnx.ModelProto(), ModelCost(100, 10, ()), int(faster), (), (), latency, ()
+                onnx.ModelProto(),
+                ModelCost(100, 10, ()),
+                int(faster),
+                (),
+                (),
+                latency,
+                (),
+                Choice({}, 0.0, {}, 0.0),
             )
 
         def plan(_prepared: object, _paced: object, budget: Budget) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -403,3 +404,34 @@ def test_a_reference_model_equals_itself(shared: Path) -> None:
     assert found.macs_reduction == found.params_reduction == found.bytes_reduction == 1
     assert found.accuracy is not None
     assert (found.accuracy.drop_points, found.accuracy.standard_error_points) == (0, 0)
+
+
+# ---- the worst images
+
+
+def test_the_worst_images_are_told_with_their_classes() -> None:
+    x = np.float32([[3, 2, 0], [9, 0, 0], [0, 5, 0], [0, 0, 7]])
+    labels = np.array([0, 0, 1, 2])
+    found = compare(
+        build(IDENTITY), plus([0, 2, 0]), Arrays(labels, ("a", "b", "c"), x=x), batch=3, worst=2
+    )
+    assert [each.index for each in found.worst] == [0, 2]  # another class, then the largest error
+    assert (found.worst[0].original, found.worst[0].converted, found.worst[0].label) == (0, 1, 0)
+    assert found.worst[1].error == pytest.approx(2 / 5)
+    assert found.class_names == ("a", "b", "c")
+    assert found.data == "arrays"
+    assert compare(build(IDENTITY), plus([0, 2, 0]), Arrays(x=x), worst=0).worst == ()
+
+
+def test_names_that_are_not_those_of_the_scores_are_left_out() -> None:
+    x = np.eye(3, dtype=np.float32)
+    found = compare(build(IDENTITY), plus([0, 2, 0]), Arrays(None, ("a", "b"), x=x))
+    assert found.class_names is None
+
+
+def test_files_are_told_by_name_and_digest(tmp_path: Path) -> None:
+    onnx.save(build(IDENTITY), tmp_path / "a.onnx")
+    found = compare(tmp_path / "a.onnx", plus([0, 2, 0]), Arrays(x=np.eye(3, dtype=np.float32)))
+    assert found.original.file == str(tmp_path / "a.onnx")
+    assert found.original.digest == hashlib.sha256((tmp_path / "a.onnx").read_bytes()).hexdigest()
+    assert found.converted.file is found.converted.digest is None

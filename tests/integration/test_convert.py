@@ -21,6 +21,7 @@ from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSe
 from converter.calibration.sets import open_calibration_set
 from converter.model_file import file_digest
 from converter.planner.cost import ModelCost, count_cost
+from converter.report.page import render_page
 from converter.runtime import model_inputs
 
 Array = NDArray[np.float32]
@@ -252,6 +253,11 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     assert len(report["calibration"]["digest"]) == 64
     assert set(report["calibration"]["patches"]) == {each["name"] for each in report["layers"]}
     assert report["machine"]
+    gains = [point["macs_reduction"] for point in report["front"]]
+    assert gains == sorted(gains)
+    assert len(gains) > 3
+    assert report["planned"]["macs_reduction"] == pytest.approx(report["macs_reduction"])
+    assert "kept" in render_page(report)
     assert report["peak_memory_mib"] > 0
     assert report["notes"] == []
     assert [each["name"] for each in report["stages"]] == [
@@ -262,6 +268,7 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
         "predict forms",
         "choose",
         "fit layers",
+        "predict the front",
         "finish",
     ]
     assert all(each["seconds"] >= 0 for each in report["stages"])

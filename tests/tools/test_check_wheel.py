@@ -22,7 +22,7 @@ def wheel(folder: Path, names: Iterable[str]) -> Path:
 @pytest.fixture
 def complete() -> list[str]:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
-    wanted = [path for path in files if path.suffix == ".py" or path.name == "py.typed"]
+    wanted = [path for path in files if path.is_file() and "__pycache__" not in path.parts]
     return [path.relative_to(ROOT).as_posix() for path in wanted] + ["twofold-0.dist-info/RECORD"]
 
 
@@ -30,7 +30,9 @@ def test_complete_wheel_passes(tmp_path: Path, complete: list[str]) -> None:
     check_content(wheel(tmp_path, complete))
 
 
-@pytest.mark.parametrize("lost", ["converter/report/console.py", "passes/py.typed"])
+@pytest.mark.parametrize(
+    "lost", ["converter/report/console.py", "passes/py.typed", "converter/report/page/page.css"]
+)
 def test_missing_file(tmp_path: Path, complete: list[str], lost: str) -> None:
     complete.remove(lost)
     with pytest.raises(WheelError, match=lost):

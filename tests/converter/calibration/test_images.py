@@ -17,6 +17,7 @@ from converter.calibration.images import (
     open_image,
     prepare_image,
     resolve_preprocessing,
+    thumbnail,
 )
 from converter.config import PRESETS, Preprocessing, preprocessing_from_options
 from converter.errors import CalibrationError, ConfigError
@@ -515,3 +516,31 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
         preprocessing_from_options(**options)
     assert "\n" not in str(caught.value)
     assert ";" in str(caught.value)
+
+
+# Small copies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "small"), [((300, 600), (64, 128)), ((20, 30), (20, 30))])
+def test_thumbnails_are_small_jpegs(
+    tmp_path: Path, size: tuple[int, int], small: tuple[int, int]
+) -> None:
+    content = thumbnail(saved(tmp_path / "a.png", noise(*size)))
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        assert (image.height, image.width) == small
+    assert len(content) < 2**15
+
+
+def test_thumbnails_stand_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path = saved(tmp_path / "a.jpg", noise(20, 40), exif=exif)
+    with Image.open(io.BytesIO(thumbnail(path))) as image:
+        assert (image.height, image.width) == (40, 20)
+
+
+def test_no_thumbnail_of_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(CalibrationError, match=r"a\.png"):
+        thumbnail(tmp_path / "a.png")

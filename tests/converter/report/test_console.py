@@ -124,7 +124,7 @@ def line_with(text: str, word: str) -> str:
 
 def test_conversion_table() -> None:
     console, stream = wide()
-    print_conversion(CONVERSION, Path("out.json"), console)
+    print_conversion(CONVERSION, [Path("out.json")], console)
     text = stream.getvalue()
     converted = line_with(text, "conv1")
     for part in ("64×32×3×3", "sparse + channel", "16", "8/32", "18.9 M", "6.29 M", "1.23 %"):
@@ -140,7 +140,7 @@ def test_conversion_table() -> None:
 def test_columns_without_content_are_left_out() -> None:
     console, stream = wide()
     layer = replace(LAYER, scheme="tucker", ranks=(16, 24), support=0)
-    print_conversion(replace(CONVERSION, layers=(layer,)), None, console)
+    print_conversion(replace(CONVERSION, layers=(layer,)), (), console)
     assert "16×24" in line_with(stream.getvalue(), "conv1")
     assert "channels" not in stream.getvalue()
     assert "kept" not in stream.getvalue()
@@ -180,7 +180,7 @@ def test_quantization_is_part_of_a_conversion(quantized: Quantized) -> None:
 
 def test_latency_measured_and_predicted() -> None:
     console, stream = wide()
-    print_conversion(replace(CONVERSION, latency=TIMED), None, console)
+    print_conversion(replace(CONVERSION, latency=TIMED), (), console)
     text = stream.getvalue()
     assert line_with(text, "latency") == (
         "latency     12.3 ms → 4.11 ms  (3.00 times faster, 2.90–3.10; batch 1, cpu, 2 threads)"
@@ -197,7 +197,7 @@ def test_the_search_for_a_tolerance(timed: bool) -> None:
         Probe(5.0, 0.04, 6.2, latency, replace(DROP, points=3.0), within=False),
     )
     searched = Search(0.5, "500 images of val", probes)
-    print_conversion(replace(CONVERSION, search=searched), None, console)
+    print_conversion(replace(CONVERSION, search=searched), (), console)
     text = stream.getvalue()
     first = line_with(text, "0.42 ± 0.10 points of accuracy")
     assert "within" in first
@@ -275,7 +275,7 @@ def test_validation_without_labels_or_numbers() -> None:
 def test_names_are_neither_markup_nor_commands() -> None:
     console, stream = wide()
     print_conversion(
-        replace(CONVERSION, layers=(replace(LAYER, name="[red]a\x1b[2J\nb[/]"),)), None, console
+        replace(CONVERSION, layers=(replace(LAYER, name="[red]a\x1b[2J\nb[/]"),)), (), console
     )
     text = stream.getvalue()
     assert "\x1b" not in text
