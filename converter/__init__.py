@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from converter.config import (
     PRESETS,
     Budget,
     CalibrationSettings,
+    Gates,
     Preprocessing,
     RecoverySettings,
     Runtime,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from converter.calibration.sets import CalibrationSet, DataReader
     from converter.drop import Evaluation
     from converter.front import Front, FrontPoint, Verified
+    from converter.gates import GateResult, Verdict
     from converter.inspection import Inspection, LayerInspection
     from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search
     from converter.refine.recovery import Recovered
@@ -64,6 +67,8 @@ __all__ = [
     "Drop",
     "Front",
     "FrontPoint",
+    "GateResult",
+    "Gates",
     "Inspection",
     "LayerInspection",
     "LayerOutcome",
@@ -80,8 +85,10 @@ __all__ = [
     "Target",
     "Validation",
     "ValidationError",
+    "Verdict",
     "Verified",
     "__version__",
+    "check",
     "convert",
     "inspect",
     "plan",
@@ -96,6 +103,7 @@ _LAZY = {
     "Drop": "converter.outcome",
     "Front": "converter.front",
     "FrontPoint": "converter.front",
+    "GateResult": "converter.gates",
     "Inspection": "converter.inspection",
     "LayerInspection": "converter.inspection",
     "LayerOutcome": "converter.outcome",
@@ -103,6 +111,7 @@ _LAZY = {
     "Recovered": "converter.refine.recovery",
     "Search": "converter.outcome",
     "Validation": "converter.validation",
+    "Verdict": "converter.gates",
     "Verified": "converter.front",
 }
 """Types that are slow to import, and where they are."""
@@ -414,25 +423,137 @@ def validate(
     ModelError, CalibrationError, ConfigError
         Where a model, the data or a setting cannot be used.
     """
+    _, validation = _compared(
+        Path(original),
+        Path(converted),
+        _source(data),
+        _preprocessing(preset, preprocessing),
+        labels=labels,
+        images=images,
+        batch=batch,
+        time_batches=time_batches,
+        seconds=seconds,
+        runtime=runtime or Runtime(),
+        progress=progress,
+    )
+    return validation
+
+
+def check(
+    original: str | Path,
+    converted: str | Path,
+    data: str | Path | DataReader | CalibrationSet,
+    gates: Gates,
+    *,
+    preset: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    target: Target | None = None,
+    seconds: float = 2.0,
+    progress: Progress = SILENT,
+) -> Verdict:
+    """Judge a converted model by gates: whether it may take the place of its original.
+
+    Parameters
+    ----------
+    original, converted : str or Path
+        As in `validate`.
+    data : str, Path, DataReader or CalibrationSet
+        What both run on, as in `validate`; class folders for accuracy.
+    gates : Gates
+        What must hold, as in `Gates(min_speedup=1.8, max_accuracy_drop=0.5)`; one at least.
+    preset, preprocessing
+        As in `convert`.
+    target : Target or None, default None
+        Provider, threads and batch that speed is judged at; None as in `convert`.
+    seconds : float, default 2.0
+        Timed seconds for each model, above 0.
+    progress : Progress, default SILENT
+
+    Returns
+    -------
+    Verdict
+        Also where gates fail; `passed` and `failed` say so.
+
+    Raises
+    ------
+    ConfigError
+        Where no gate is given, or one needs labels that the data do not have.
+    ValidationError, ModelError, CalibrationError
+        As `validate`.
+    """
+    from converter.calibration.sets import has_classes
+    from converter.gates import Verdict, judge, require_judgeable
+    from converter.model_file import file_digest
+    from converter.runtime import machine
+
+    first, second, source = Path(original), Path(converted), _source(data)
+    prepared = _preprocessing(preset, preprocessing)
+    target = target or Target()
+    require_judgeable(gates, source)
+    chosen, validation = _compared(
+        first,
+        second,
+        source,
+        prepared,
+        labels=has_classes(source),
+        images=None,
+        batch=32,
+        time_batches=(target.batch,),
+        seconds=seconds,
+        runtime=target.runtime,
+        progress=progress,
+    )
+    return Verdict(
+        original=first,
+        converted=second,
+        gates=judge(gates, validation),
+        validation=validation,
+        data={"data": chosen.describe(), "digest": chosen.digest()},
+        original_digest=file_digest(first),
+        converted_digest=file_digest(second),
+        settings={
+            "gates": gates.asked(),
+            "preprocessing": asdict(prepared),
+            "target": asdict(target),
+            "seconds": seconds,
+        },
+        machine=machine(),
+    )
+
+
+def _compared(
+    original: Path,
+    converted: Path,
+    source: Path | DataReader | CalibrationSet,
+    preprocessing: Preprocessing,
+    *,
+    labels: bool | None,
+    images: int | None,
+    batch: int,
+    time_batches: Sequence[int],
+    seconds: float,
+    runtime: Runtime,
+    progress: Progress,
+) -> tuple[CalibrationSet, Validation]:
+    """Open the images and compare two models on them; see `validate`."""
     from converter import validation
-    from converter.calibration.sets import open_calibration_set
+    from converter.calibration.sets import has_classes, open_calibration_set
     from converter.model_file import load_model
     from converter.runtime import model_inputs
 
-    first, second, source = Path(original), Path(converted), _source(data)
     chosen = open_calibration_set(
         source,
-        model_inputs(load_model(first), label=str(first)),
-        _preprocessing(preset, preprocessing),
+        model_inputs(load_model(original), label=str(original)),
+        preprocessing,
         images=images,
-        labels=_has_classes(source) if labels is None else labels,
+        labels=has_classes(source) if labels is None else labels,
     )
     with _Comparing(progress, len(chosen)) as compared:
-        return validation.validate(
-            first,
-            second,
+        return chosen, validation.validate(
+            original,
+            converted,
             chosen,
-            runtime or Runtime(),
+            runtime,
             batch=batch,
             time_batches=time_batches,
             seconds=seconds,
@@ -477,6 +598,7 @@ def _evaluation(
     calib: str | Path | DataReader | CalibrationSet,
 ) -> Evaluation:
     """Take a folder of images in class folders as labelled."""
+    from converter.calibration.sets import has_classes
     from converter.drop import Evaluation
 
     if val is None:
@@ -488,7 +610,7 @@ def _evaluation(
             f"{judged} is what the layers are fitted on, and says nothing about other images; give "
             "--val another folder, or leave it out to hold back every fifth image"
         )
-    return Evaluation(judged, labels=_has_classes(judged))
+    return Evaluation(judged, labels=has_classes(judged))
 
 
 def _preprocessing(preset: str | None, preprocessing: Preprocessing | None) -> Preprocessing:
@@ -501,19 +623,6 @@ def _preprocessing(preset: str | None, preprocessing: Preprocessing | None) -> P
             f"the preset {preset!r} is none of {', '.join(PRESETS)}; give one of these"
         )
     return PRESETS[preset]
-
-
-def _has_classes(source: Path | DataReader | CalibrationSet) -> bool:
-    """Whether a source can be taken as labelled: no image lies outside of a subfolder."""
-    from converter.calibration.images import IMAGE_SUFFIXES
-
-    if not isinstance(source, Path) or not source.is_dir():
-        return True  # labels are then taken where the source has them
-    try:
-        names = [path for path in source.iterdir() if not path.name.startswith(".")]
-    except OSError:
-        return False  # opening it says what is wrong
-    return not any(path.suffix.lower() in IMAGE_SUFFIXES for path in names)
 
 
 class _Comparing:

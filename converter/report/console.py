@@ -29,6 +29,7 @@ from converter.progress import Advance
 
 if TYPE_CHECKING:
     from converter.front import Front, FrontPoint
+    from converter.gates import Verdict
     from converter.inspection import Inspection
     from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
     from converter.refine.recovery import Recovered
@@ -44,6 +45,8 @@ __all__ = [
     "print_message",
     "print_recovery",
     "print_validation",
+    "print_verdict",
+    "print_written",
     "printable",
 ]
 
@@ -309,7 +312,7 @@ def print_front(front: Front, files: Sequence[Path] = (), console: Console | Non
         lines.insert(1, f"drop        measured on {front.judged_on}")
     _print_lines(console, lines)
     _print_notes(console, front.notes)
-    _print_lines(console, [f"written     {path}" for path in files])
+    print_written(files, console)
 
 
 def _front_cells(point: FrontPoint) -> list[str]:
@@ -393,6 +396,28 @@ def print_validation(validation: Validation, console: Console | None = None) -> 
         lines.append(f"agreement   top-1 {agreement.top1:.2%}{top5}, without labels")
     _print_lines(console, [*lines, *_timed(validation)])
     _print_notes(console, validation.notes)
+
+
+def print_verdict(
+    verdict: Verdict, files: Sequence[Path] = (), console: Console | None = None
+) -> None:
+    """Print each gate on a line, and where the files lie."""
+    console = console or output_console()
+    table = _table("gate", "wanted", ">found", "", "")
+    for gate in verdict.gates:
+        table.add_row(
+            *_texts([gate.name, gate.bound, gate.figure, gate.status, gate.detail]),
+            style="" if gate.passed else "bold red",
+        )
+    console.print(table)
+    _print_lines(console, [f"images      {verdict.validation.images:,}"])
+    _print_notes(console, verdict.validation.notes)
+    print_written(files, console)
+
+
+def print_written(files: Sequence[Path], console: Console | None = None) -> None:
+    """Print where files lie."""
+    _print_lines(console or output_console(), [f"written     {path}" for path in files])
 
 
 def _comparison_rows(validation: Validation) -> Iterator[list[str]]:
