@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from converter.calibration.sets import CalibrationSet, DataReader
+    from converter.difference import Change, Difference
     from converter.drop import Evaluation
     from converter.front import Front, FrontPoint, Verified
     from converter.gates import GateResult, Verdict
@@ -60,10 +61,12 @@ __all__ = [
     "CalibrationError",
     "CalibrationSet",
     "CalibrationSettings",
+    "Change",
     "ConfigError",
     "Conversion",
     "ConverterError",
     "DataReader",
+    "Difference",
     "Drop",
     "Front",
     "FrontPoint",
@@ -90,6 +93,7 @@ __all__ = [
     "__version__",
     "check",
     "convert",
+    "diff",
     "inspect",
     "plan",
     "recover",
@@ -98,8 +102,10 @@ __all__ = [
 
 _LAZY = {
     "CalibrationSet": "converter.calibration.sets",
+    "Change": "converter.difference",
     "Conversion": "converter.outcome",
     "DataReader": "converter.calibration.sets",
+    "Difference": "converter.difference",
     "Drop": "converter.outcome",
     "Front": "converter.front",
     "FrontPoint": "converter.front",
@@ -483,7 +489,7 @@ def check(
     """
     from converter.calibration.sets import has_classes
     from converter.gates import Verdict, judge, require_judgeable
-    from converter.model_file import file_digest
+    from converter.model_file import model_digest
     from converter.runtime import machine
 
     first, second, source = Path(original), Path(converted), _source(data)
@@ -509,8 +515,8 @@ def check(
         gates=judge(gates, validation),
         validation=validation,
         data={"data": chosen.describe(), "digest": chosen.digest()},
-        original_digest=file_digest(first),
-        converted_digest=file_digest(second),
+        original_digest=model_digest(first),
+        converted_digest=model_digest(second),
         settings={
             "gates": gates.asked(),
             "preprocessing": asdict(prepared),
@@ -559,6 +565,28 @@ def _compared(
             seconds=seconds,
             progress=compared,
         )
+
+
+def diff(first: str | Path, second: str | Path) -> Difference:
+    """Compare the reports of two conversions: settings, versions, hashes, layers and figures.
+
+    Parameters
+    ----------
+    first, second : str or Path
+        JSON reports of `twofold convert` or `twofold run`.
+
+    Returns
+    -------
+    Difference
+
+    Raises
+    ------
+    ConfigError
+        Where a file cannot be read or is no such report.
+    """
+    from converter.difference import diff as run
+
+    return run(Path(first), Path(second))
 
 
 def inspect(model: str | Path, size: tuple[int, int] | None = None) -> Inspection:

@@ -923,6 +923,30 @@ def init(
         print_written([target, rules])
 
 
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="Report of a conversion.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Report of another one.")],
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with 1 where more than figures differs.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Compare two conversions: settings, versions, hashes, layers and figures."""
+    with _one_sentence():
+        if json is not None:
+            _check_outputs(json, first, second)
+        difference = converter.diff(first, second)
+        from converter.report.console import print_difference
+        from converter.report.files import write_report
+
+        if json is not None:
+            write_report(json, difference.to_dict())
+        print_difference(difference)
+        if exit_code and not difference.alike:
+            raise typer.Exit(ValidationError.exit_code)
+
+
 def project_settings() -> tuple[Setting, ...]:
     """List what twofold.toml may hold: the options of `run`, in tables by their headings, and the gates."""
     return settings_of(run, _TABLES)

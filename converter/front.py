@@ -15,7 +15,7 @@ from converter.calibration.sets import CalibrationSet, DataReader, open_calibrat
 from converter.config import CalibrationSettings, Preprocessing, SolverSettings, Target
 from converter.drop import Evaluation, measure_drop, set_apart
 from converter.errors import ConfigError
-from converter.model_file import file_digest, load_model
+from converter.model_file import load_model, model_digest
 from converter.outcome import Drop, Latency, Stage
 from converter.pace import Paced, pace, read_plans
 from converter.planner.choice import Choice, frontier
@@ -231,7 +231,7 @@ def plan(
             **prepared.recorder.describe(),
         },
         machine=machine(),
-        source_digest=file_digest(model),
+        source_digest=model_digest(model),
     )
 
 

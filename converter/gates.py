@@ -81,7 +81,7 @@ class Verdict:
     data : dict
         The images: what they are and their SHA-256.
     original_digest, converted_digest : str
-        SHA-256 of the files.
+        SHA-256 of the models.
     settings, machine : dict
     """
 

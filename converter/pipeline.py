@@ -23,12 +23,13 @@ from converter.config import (
 )
 from converter.drop import set_apart
 from converter.errors import ConfigError, SolverError
-from converter.model_file import check_output_path, file_digest, load_model, save_model
+from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion
 from converter.pace import pace, plan
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
+from converter.provenance import mark
 from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import recover, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
@@ -122,6 +123,9 @@ def convert(
 
     with clock.stage("finish"):
         _check_result(done.model, prepared, target, out)
+        source_digest = model_digest(model)
+        if done.replaced:  # otherwise it is the original, which is written as it is
+            mark(done.model, source_digest, done.layers)
         save_model(done.model, out)
 
     # the written model stays what it is until a better one is there
@@ -162,19 +166,27 @@ def convert(
             "solver": dataclasses.asdict(solver),
             "target": dataclasses.asdict(target),
             "recovery": None if recovery is None else dataclasses.asdict(recovery),
+            "timing": timing,
+            "max_drop": None if tolerance is None else tolerance.max_drop,
         },
         calibration={
             "data": data.describe(),
             "digest": data.digest(),
             **prepared.recorder.describe(),
+            "val": _described(judged_on),
+            "recover_images": _described(lessons),
         },
         machine=machine(),
-        source_digest=file_digest(model),
-        out_digest=file_digest(out),
+        source_digest=source_digest,
+        out_digest=model_digest(out),
         peak_memory_mib=peak_memory_mib(),
         search=searched,
         recovery=None if recovered is None else recovered.to_dict(),
     )
+
+
+def _described(images: CalibrationSet | None) -> dict[str, str] | None:
+    return None if images is None else {"data": images.describe(), "digest": images.digest()}
 
 
 def _check_result(model: onnx.ModelProto, prepared: Prepared, target: Target, out: Path) -> None:

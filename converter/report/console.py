@@ -28,6 +28,7 @@ from rich.text import Text
 from converter.progress import Advance
 
 if TYPE_CHECKING:
+    from converter.difference import Change, Difference
     from converter.front import Front, FrontPoint
     from converter.gates import Verdict
     from converter.inspection import Inspection
@@ -40,6 +41,7 @@ __all__ = [
     "ConsoleProgress",
     "output_console",
     "print_conversion",
+    "print_difference",
     "print_front",
     "print_inspection",
     "print_message",
@@ -418,6 +420,34 @@ def print_verdict(
 def print_written(files: Sequence[Path], console: Console | None = None) -> None:
     """Print where files lie."""
     _print_lines(console or output_console(), [f"written     {path}" for path in files])
+
+
+def print_difference(difference: Difference, console: Console | None = None) -> None:
+    """Print what two runs do not have in common, then their figures."""
+    console = console or output_console()
+    table = _table("", "A", "B")
+    for heading, changes in (
+        ("settings", difference.settings),
+        ("machine", difference.machine),
+        ("hashes", difference.hashes),
+        ("layers", difference.layers),
+        ("figures", difference.figures),
+    ):
+        if changes:
+            table.add_row(Text(heading, style="bold"))
+        for change in changes:
+            table.add_row(*_texts(_change_cells(change)))
+    console.print(table)
+    if difference.alike:
+        _print_lines(console, ["settings, machine, hashes and layers are the same"])
+
+
+def _change_cells(change: Change) -> list[str]:
+    values = [
+        "–" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each)
+        for each in (change.before, change.after)
+    ]
+    return [f"  {change.name}", *values]
 
 
 def _comparison_rows(validation: Validation) -> Iterator[list[str]]:
