@@ -152,6 +152,7 @@ def convert(
     target: Target | None = None,
     timing: bool = True,
     cache: str | Path | None = None,
+    work: str | Path | None = None,
     recovery: RecoverySettings | None = None,
     recover_images: str | Path | DataReader | CalibrationSet | None = None,
     executor: Executor | None = None,
@@ -196,6 +197,9 @@ def convert(
         the original; without it a budget in time is refused.
     cache : str, Path or None, default None
         Folder of measured milliseconds; None takes TWOFOLD_CACHE or the user's cache folder.
+    work : str, Path or None, default None
+        Folder that finished layers are kept in, so that a run that was killed goes on from there to the
+        same result; None keeps nothing.
     recovery : RecoverySettings or None, default None
         Train the result to answer as the original does, as `recover`; it is written before and, where
         that made it better, after.
@@ -250,6 +254,7 @@ def convert(
         target=target or Target(),
         timing=timing,
         cache=None if cache is None else Path(cache),
+        work=None if work is None else Path(work),
         recovery=recovery,
         recover_images=_source(calib if recover_images is None else recover_images),
         executor=executor,
@@ -270,6 +275,7 @@ def plan(
     target: Target | None = None,
     timing: bool = True,
     cache: str | Path | None = None,
+    work: str | Path | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Front:
@@ -283,7 +289,7 @@ def plan(
         What the verified points are judged on, as in `convert`.
     verify : int, default 2
         How many points to carry out, from 0 to 16: to fit, to time, and to compare with the original.
-    preset, preprocessing, calibration, solver, target, timing, cache, executor, progress
+    preset, preprocessing, calibration, solver, target, timing, cache, work, executor, progress
         As in `convert`.
 
     Returns
@@ -313,6 +319,7 @@ def plan(
         target=target or Target(),
         timing=timing,
         cache=None if cache is None else Path(cache),
+        work=None if work is None else Path(work),
         executor=executor,
         progress=progress,
     )

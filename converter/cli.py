@@ -284,6 +284,15 @@ class _Planning:
         ),
     ] = None
 
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder that finished layers are kept in: a run that was killed goes on from there.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+
     dask: Annotated[
         str | None,
         typer.Option(
@@ -316,6 +325,7 @@ class _Planning:
             "target": Target(running.runtime(), self.batch),
             "timing": self.timing,
             "cache": self.cache,
+            "work": self.work,
         }
 
 

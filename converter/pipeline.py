@@ -34,6 +34,7 @@ from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import recover, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
+from converter.work import Work
 
 __all__ = ["convert", "peak_memory_mib"]
 
@@ -51,6 +52,7 @@ def convert(
     target: Target,
     timing: bool = True,
     cache: Path | None = None,
+    work: Path | None = None,
     recovery: RecoverySettings | None = None,
     recover_images: Path | DataReader | CalibrationSet | None = None,
     executor: Executor | None = None,
@@ -64,6 +66,7 @@ def convert(
     if budget is not None and budget.timed and not timing:
         raise ConfigError("a budget in time needs timing; leave --no-timing out")
     clock = Clock()
+    kept = None if work is None else Work(work)
 
     with clock.stage("read"):
         source = load_model(model)
@@ -93,6 +96,7 @@ def convert(
         progress=progress,
         clock=clock,
         executor=executor,
+        work=kept,
     )
 
     # what candidates take on the target, and the best choice among them
@@ -147,6 +151,7 @@ def convert(
             checkpoint.unlink(missing_ok=True)
 
     measured = () if paced is None else paced.model.notes
+    kept_notes = () if kept is None else kept.notes
     return Conversion(
         source=model,
         out=out,
@@ -158,7 +163,7 @@ def convert(
         passes=(*prepared.passes, *done.passes),
         latency=done.latency,
         stages=clock.stages(),
-        notes=(*prepared.notes, *prepared.recorder.notes, *measured, *done.notes),
+        notes=(*prepared.notes, *prepared.recorder.notes, *measured, *done.notes, *kept_notes),
         settings={
             "budget": None if budget is None else dataclasses.asdict(budget),
             "preprocessing": dataclasses.asdict(preprocessing),

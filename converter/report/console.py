@@ -21,6 +21,7 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -56,6 +57,7 @@ _PIPE_WIDTH = 240
 """Columns where output is no terminal: enough that no table is folded."""
 _QUIET_SECONDS = 10.0
 """Where there is no terminal, a long stage says how far it is this often."""
+_LOOK_BACK_SECONDS = 3600.0
 
 
 def output_console(*, stderr: bool = False) -> Console:
@@ -131,9 +133,13 @@ class ConsoleProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False, style="dim"),
         )
-        with Progress(*columns, console=self._console) as self._bars:
+        # a layer may take minutes: the estimate looks back further than that
+        with Progress(
+            *columns, console=self._console, speed_estimate_period=_LOOK_BACK_SECONDS
+        ) as self._bars:
             try:
                 yield self._bars
             finally:
@@ -151,7 +157,8 @@ class ConsoleProgress:
             now = self._clock()
             if now - said >= _QUIET_SECONDS:
                 said = now
-                self._line(f"{title}: {done}/{total} {printable(note)}".rstrip())
+                left = f", {_duration((now - begun) / done * (total - done))} left" if done else ""
+                self._line(f"{title}: {done}/{total}{left} {printable(note)}".rstrip())
 
         yield advance
         self._line(f"{title}: done in {self._clock() - begun:.1f} s")
@@ -543,6 +550,13 @@ def _ms(milliseconds: float) -> str:
     """Milliseconds with three digits, as measurements have."""
     digits = 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
     return f"{milliseconds:,.{digits}f} ms"
+
+
+def _duration(seconds: float) -> str:
+    """Say about how long something takes."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _effect(effect: float) -> str:
