@@ -82,14 +82,15 @@ def settings_of(command: Callable[..., None], tables: Mapping[str, str]) -> tupl
     command : callable
         Its parameters are `Annotated` with what typer shows.
     tables : mapping of str to str
-        Table by the heading of an option.
+        Table by the heading of an option, for every heading that there is.
     """
     found: list[Setting] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in _TYPED_ONLY:
             continue
         hint, shown = get_args(parameter.annotation)[:2]
-        table = tables.get(getattr(shown, "rich_help_panel", None) or "", "")
+        heading = shown.rich_help_panel
+        table = tables[heading] if heading else ""
         if name == "gate":
             found += _gates(table)
             continue
