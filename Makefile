@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint wheel reference clean
+.PHONY: setup demo test lint wheel reference schema clean
 
 setup: $(READY)
 
@@ -40,6 +40,9 @@ wheel: $(READY)
 
 reference: $(READY)
 	$(BIN)/python -m tools.reference
+
+schema: $(READY)
+	$(BIN)/python -m tools.schema
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from converter.config import (
     PRESETS,
     Budget,
     CalibrationSettings,
+    Gates,
     Preprocessing,
     QuantizationSettings,
     RecoverySettings,
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from converter.calibration.sets import CalibrationSet, DataReader
+    from converter.difference import Change, Difference
     from converter.drop import Evaluation
     from converter.front import Front, FrontPoint, Verified
+    from converter.gates import GateResult, Verdict
     from converter.inspection import Inspection, LayerInspection
     from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search
     from converter.quantization.quantizing import Quantized
@@ -59,13 +63,17 @@ __all__ = [
     "CalibrationError",
     "CalibrationSet",
     "CalibrationSettings",
+    "Change",
     "ConfigError",
     "Conversion",
     "ConverterError",
     "DataReader",
+    "Difference",
     "Drop",
     "Front",
     "FrontPoint",
+    "GateResult",
+    "Gates",
     "Inspection",
     "LayerInspection",
     "LayerOutcome",
@@ -84,9 +92,12 @@ __all__ = [
     "Target",
     "Validation",
     "ValidationError",
+    "Verdict",
     "Verified",
     "__version__",
+    "check",
     "convert",
+    "diff",
     "inspect",
     "plan",
     "quantize",
@@ -96,11 +107,14 @@ __all__ = [
 
 _LAZY = {
     "CalibrationSet": "converter.calibration.sets",
+    "Change": "converter.difference",
     "Conversion": "converter.outcome",
     "DataReader": "converter.calibration.sets",
+    "Difference": "converter.difference",
     "Drop": "converter.outcome",
     "Front": "converter.front",
     "FrontPoint": "converter.front",
+    "GateResult": "converter.gates",
     "Inspection": "converter.inspection",
     "LayerInspection": "converter.inspection",
     "LayerOutcome": "converter.outcome",
@@ -109,6 +123,7 @@ _LAZY = {
     "Recovered": "converter.refine.recovery",
     "Search": "converter.outcome",
     "Validation": "converter.validation",
+    "Verdict": "converter.gates",
     "Verified": "converter.front",
 }
 """Types that are slow to import, and where they are."""
@@ -143,6 +158,7 @@ def convert(
     target: Target | None = None,
     timing: bool = True,
     cache: str | Path | None = None,
+    work: str | Path | None = None,
     recovery: RecoverySettings | None = None,
     recover_images: str | Path | DataReader | CalibrationSet | None = None,
     quantization: QuantizationSettings | None = None,
@@ -188,6 +204,9 @@ def convert(
         the original; without it a budget in time is refused.
     cache : str, Path or None, default None
         Folder of measured milliseconds; None takes TWOFOLD_CACHE or the user's cache folder.
+    work : str, Path or None, default None
+        Folder that finished layers are kept in, so that a run that was killed goes on from there to the
+        same result; None keeps nothing.
     recovery : RecoverySettings or None, default None
         Train the result to answer as the original does, as `recover`; it is written before and, where
         that made it better, after.
@@ -244,6 +263,7 @@ def convert(
         target=target or Target(),
         timing=timing,
         cache=None if cache is None else Path(cache),
+        work=None if work is None else Path(work),
         recovery=recovery,
         recover_images=_source(calib if recover_images is None else recover_images),
         quantization=quantization,
@@ -265,6 +285,7 @@ def plan(
     target: Target | None = None,
     timing: bool = True,
     cache: str | Path | None = None,
+    work: str | Path | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Front:
@@ -278,7 +299,7 @@ def plan(
         What the verified points are judged on, as in `convert`.
     verify : int, default 2
         How many points to carry out, from 0 to 16: to fit, to time, and to compare with the original.
-    preset, preprocessing, calibration, solver, target, timing, cache, executor, progress
+    preset, preprocessing, calibration, solver, target, timing, cache, work, executor, progress
         As in `convert`.
 
     Returns
@@ -308,6 +329,7 @@ def plan(
         target=target or Target(),
         timing=timing,
         cache=None if cache is None else Path(cache),
+        work=None if work is None else Path(work),
         executor=executor,
         progress=progress,
     )
@@ -483,30 +505,164 @@ def validate(
     ModelError, CalibrationError, ConfigError
         Where a model, the data or a setting cannot be used.
     """
+    _, validation = _compared(
+        Path(original),
+        Path(converted),
+        _source(data),
+        _preprocessing(preset, preprocessing),
+        labels=labels,
+        images=images,
+        batch=batch,
+        time_batches=time_batches,
+        seconds=seconds,
+        runtime=runtime or Runtime(),
+        progress=progress,
+    )
+    return validation
+
+
+def check(
+    original: str | Path,
+    converted: str | Path,
+    data: str | Path | DataReader | CalibrationSet,
+    gates: Gates,
+    *,
+    preset: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    target: Target | None = None,
+    seconds: float = 2.0,
+    progress: Progress = SILENT,
+) -> Verdict:
+    """Judge a converted model by gates: whether it may take the place of its original.
+
+    Parameters
+    ----------
+    original, converted : str or Path
+        As in `validate`.
+    data : str, Path, DataReader or CalibrationSet
+        What both run on, as in `validate`; class folders for accuracy.
+    gates : Gates
+        What must hold, as in `Gates(min_speedup=1.8, max_accuracy_drop=0.5)`; one at least.
+    preset, preprocessing
+        As in `convert`.
+    target : Target or None, default None
+        Provider, threads and batch that speed is judged at; None as in `convert`.
+    seconds : float, default 2.0
+        Timed seconds for each model, above 0.
+    progress : Progress, default SILENT
+
+    Returns
+    -------
+    Verdict
+        Also where gates fail; `passed` and `failed` say so.
+
+    Raises
+    ------
+    ConfigError
+        Where no gate is given, or one needs labels that the data do not have.
+    ValidationError, ModelError, CalibrationError
+        As `validate`.
+    """
+    from converter.calibration.sets import has_classes
+    from converter.gates import Verdict, judge, require_judgeable
+    from converter.model_file import model_digest
+    from converter.runtime import machine
+
+    first, second, source = Path(original), Path(converted), _source(data)
+    prepared = _preprocessing(preset, preprocessing)
+    target = target or Target()
+    require_judgeable(gates, source)
+    chosen, validation = _compared(
+        first,
+        second,
+        source,
+        prepared,
+        labels=has_classes(source),
+        images=None,
+        batch=32,
+        time_batches=(target.batch,),
+        seconds=seconds,
+        runtime=target.runtime,
+        progress=progress,
+    )
+    return Verdict(
+        original=first,
+        converted=second,
+        gates=judge(gates, validation),
+        validation=validation,
+        data={"data": chosen.describe(), "digest": chosen.digest()},
+        original_digest=model_digest(first),
+        converted_digest=model_digest(second),
+        settings={
+            "gates": gates.asked(),
+            "preprocessing": asdict(prepared),
+            "target": asdict(target),
+            "seconds": seconds,
+        },
+        machine=machine(),
+    )
+
+
+def _compared(
+    original: Path,
+    converted: Path,
+    source: Path | DataReader | CalibrationSet,
+    preprocessing: Preprocessing,
+    *,
+    labels: bool | None,
+    images: int | None,
+    batch: int,
+    time_batches: Sequence[int],
+    seconds: float,
+    runtime: Runtime,
+    progress: Progress,
+) -> tuple[CalibrationSet, Validation]:
+    """Open the images and compare two models on them; see `validate`."""
     from converter import validation
-    from converter.calibration.sets import open_calibration_set
+    from converter.calibration.sets import has_classes, open_calibration_set
     from converter.model_file import load_model
     from converter.runtime import model_inputs
 
-    first, second, source = Path(original), Path(converted), _source(data)
     chosen = open_calibration_set(
         source,
-        model_inputs(load_model(first), label=str(first)),
-        _preprocessing(preset, preprocessing),
+        model_inputs(load_model(original), label=str(original)),
+        preprocessing,
         images=images,
-        labels=_has_classes(source) if labels is None else labels,
+        labels=has_classes(source) if labels is None else labels,
     )
     with _Comparing(progress, len(chosen)) as compared:
-        return validation.validate(
-            first,
-            second,
+        return chosen, validation.validate(
+            original,
+            converted,
             chosen,
-            runtime or Runtime(),
+            runtime,
             batch=batch,
             time_batches=time_batches,
             seconds=seconds,
             progress=compared,
         )
+
+
+def diff(first: str | Path, second: str | Path) -> Difference:
+    """Compare the reports of two conversions: settings, versions, hashes, layers and figures.
+
+    Parameters
+    ----------
+    first, second : str or Path
+        JSON reports of `twofold convert` or `twofold run`.
+
+    Returns
+    -------
+    Difference
+
+    Raises
+    ------
+    ConfigError
+        Where a file cannot be read or is no such report.
+    """
+    from converter.difference import diff as run
+
+    return run(Path(first), Path(second))
 
 
 def inspect(model: str | Path, size: tuple[int, int] | None = None) -> Inspection:
@@ -546,6 +702,7 @@ def _evaluation(
     calib: str | Path | DataReader | CalibrationSet,
 ) -> Evaluation:
     """Take a folder of images in class folders as labelled."""
+    from converter.calibration.sets import has_classes
     from converter.drop import Evaluation
 
     if val is None:
@@ -557,7 +714,7 @@ def _evaluation(
             f"{judged} is what the layers are fitted on, and says nothing about other images; give "
             "--val another folder, or leave it out to hold back every fifth image"
         )
-    return Evaluation(judged, labels=_has_classes(judged))
+    return Evaluation(judged, labels=has_classes(judged))
 
 
 def _preprocessing(preset: str | None, preprocessing: Preprocessing | None) -> Preprocessing:
@@ -570,19 +727,6 @@ def _preprocessing(preset: str | None, preprocessing: Preprocessing | None) -> P
             f"the preset {preset!r} is none of {', '.join(PRESETS)}; give one of these"
         )
     return PRESETS[preset]
-
-
-def _has_classes(source: Path | DataReader | CalibrationSet) -> bool:
-    """Whether a source can be taken as labelled: no image lies outside of a subfolder."""
-    from converter.calibration.images import IMAGE_SUFFIXES
-
-    if not isinstance(source, Path) or not source.is_dir():
-        return True  # labels are then taken where the source has them
-    try:
-        names = [path for path in source.iterdir() if not path.name.startswith(".")]
-    except OSError:
-        return False  # opening it says what is wrong
-    return not any(path.suffix.lower() in IMAGE_SUFFIXES for path in names)
 
 
 class _Comparing:

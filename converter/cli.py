@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import typer
 
@@ -27,6 +27,7 @@ from converter.config import (
     SCHEME_NAMES,
     Budget,
     CalibrationSettings,
+    Gates,
     Precision,
     Preprocessing,
     Provider,
@@ -36,16 +37,31 @@ from converter.config import (
     SolverName,
     SolverSettings,
     Target,
+    gates_from_options,
     preprocessing_from_options,
     recovery_length,
 )
 from converter.errors import ConfigError, ConverterError, ValidationError
 from converter.progress import SILENT, Progress
+from converter.project import (
+    PROJECT_FILE,
+    SCHEMA_FILE,
+    Setting,
+    read_project,
+    schema,
+    settings_of,
+    starter,
+)
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "project_settings"]
 
 DEBUG = "TWOFOLD_DEBUG"
 """Environment variable that shows tracebacks and the warnings of libraries."""
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""Environment variable with the file that a job on GitHub shows as its summary."""
+
+_T = TypeVar("_T")
 
 _INTERNAL = 5
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -63,7 +79,19 @@ _RUNNING = "Where and how it runs"
 _BUDGET = "What the result may cost (one or two), or lose"
 _RECOVERY = "Recovery, with the original as teacher"
 _QUANTIZATION = "Quantization, last of all"
+_GATES = "What must hold"
 _OUTPUT = "Output"
+
+_TABLES = {
+    _BUDGET: "budget",
+    _IMAGES: "preprocessing",
+    _RUNNING: "running",
+    _RECOVERY: "recovery",
+    _QUANTIZATION: "quantization",
+    _GATES: "gates",
+    _OUTPUT: "output",
+}
+"""Table of `twofold.toml` for the options under each heading; those under none stand at the top."""
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_OUTPUT)
@@ -94,9 +122,39 @@ Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.", rich_help_
 Device = Annotated[
     str,
     typer.Option(
-        metavar="cpu|cuda", help="torch device of fits and training.", rich_help_panel=_RUNNING
+        metavar="cpu|cuda[:N]", help="torch device of fits and training.", rich_help_panel=_RUNNING
     ),
 ]
+Json = Annotated[
+    Path | None,
+    typer.Option(help="JSON file of the gates to write.", rich_help_panel=_OUTPUT),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option(help="JUnit XML file to write, a test for each gate.", rich_help_panel=_OUTPUT),
+]
+
+
+def _config_option(*, required: bool) -> Any:
+    """Make the option that names the project file, whose values become the defaults of all others."""
+
+    def read(context: typer.Context, config: Path) -> Path:
+        with _one_sentence():
+            if required or config.exists() or config != Path(PROJECT_FILE):
+                values = read_project(config, project_settings())
+                # what `check` calls the two models
+                values |= {"converted": values.get("out"), "against": values.get("model")}
+                context.default_map = values
+        return config
+
+    return typer.Option(
+        help="Settings; options override them.", is_eager=True, callback=read, show_default=True
+    )
+
+
+def _with_those_of_the_file(context: typer.Context, gates: list[str] | None) -> list[str]:
+    """Put typed gates behind those of the project file; of one name the last counts."""
+    return [*(context.default_map or {}).get("gate", ()), *(gates or ())]
 
 
 @dataclass(frozen=True)
@@ -234,6 +292,15 @@ class _Planning:
         ),
     ] = None
 
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder that finished layers are kept in: a run that was killed goes on from there.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+
     dask: Annotated[
         str | None,
         typer.Option(
@@ -266,6 +333,7 @@ class _Planning:
             "target": Target(running.runtime(), self.batch),
             "timing": self.timing,
             "cache": self.cache,
+            "work": self.work,
         }
 
 
@@ -351,6 +419,46 @@ class _Quantizing:
         )
 
 
+@dataclass(frozen=True)
+class _Gating:
+    """Options that say what a converted model must keep to, and how that is found out."""
+
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help=f"What must hold, once for each: {', '.join(each.name for each in fields(Gates))}.",
+            callback=_with_those_of_the_file,
+            rich_help_panel=_GATES,
+        ),
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images, .npy or .npz file that gates are judged on; class folders for "
+            "accuracy.",
+            rich_help_panel=_GATES,
+        ),
+    ] = None
+    seconds: Annotated[
+        float, typer.Option(help="Timed seconds for each model.", rich_help_panel=_GATES)
+    ] = 2.0
+
+    def asked(self, data: Path | None = None) -> tuple[Gates, Path]:
+        """Give the gates and the images they are judged on, before any work."""
+        from converter.gates import require_judgeable
+
+        gates = gates_from_options(self.gate or ())
+        chosen = self.data or data
+        if chosen is None:
+            raise ConfigError(
+                "no images were given to judge the gates on; give --data a folder of some that the "
+                "conversion does not see"
+            )
+        require_judgeable(gates, chosen)
+        return gates, chosen
+
+
 def _grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Spread each parameter that is a dataclass into one option for each of its fields."""
     hints = get_type_hints(command, include_extras=True)
@@ -384,6 +492,25 @@ def _grouped(command: Callable[..., None]) -> Callable[..., None]:
     spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {each.name: each.annotation for each in parameters}
     return spread
+
+
+def _extending(base: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command all options of another one too; it gets them together, as `asked`."""
+
+    def extended(command: Callable[..., None]) -> Callable[..., None]:
+        taken = signature(base).parameters
+        own = [each for name, each in signature(command).parameters.items() if name != "asked"]
+
+        @wraps(command)
+        def spread(**values: Any) -> None:
+            command(asked={name: values.pop(name) for name in taken}, **values)
+
+        parameters = [*taken.values(), *own]
+        spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        spread.__annotations__ = {each.name: each.annotation for each in parameters}
+        return spread
+
+    return extended
 
 
 def main() -> None:
@@ -821,10 +948,11 @@ def validate(
 def report(
     *,
     report: Annotated[
-        Path, typer.Argument(metavar="REPORT", help="JSON report of convert, plan or validate.")
+        Path,
+        typer.Argument(metavar="REPORT", help="JSON report of convert, plan, validate or check."),
     ],
     validation: Annotated[
-        Path | None, typer.Option(help="JSON report of validate on the same two models.")
+        Path | None, typer.Option(help="JSON report of validate or check on the same two models.")
     ] = None,
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
     quiet: Quiet = False,
@@ -844,6 +972,207 @@ def report(
             from converter.report.console import print_written
 
             print_written([out])
+
+
+@app.command()
+@_extending(convert)
+@_grouped
+def run(
+    *,
+    asked: dict[str, Any],
+    config: Annotated[Path, _config_option(required=True)] = Path(PROJECT_FILE),
+    gating: _Gating,
+    json: Json = None,
+    junit: Junit = None,
+) -> None:
+    """Convert as twofold.toml says, and judge the result by its gates."""
+    del config  # its values are the defaults of all that is here
+    with _one_sentence():
+        gates, data = gating.asked(asked["val"])
+        _check_verdict_outputs(asked["model"], asked["out"], data, json, junit)
+    convert(**asked)
+    with _one_sentence():
+        _judge(
+            asked["model"],
+            asked["out"],
+            data,
+            gates,
+            gating.seconds,
+            preprocessing=_group(_Images, asked).preprocessing(data, quiet=True),
+            target=Target(_group(_Running, asked).runtime(), asked["batch"]),
+            json=json,
+            junit=junit,
+            html=asked["html"],
+            report=asked["report"] or asked["out"].with_suffix(".json"),
+            quiet=asked["quiet"],
+        )
+
+
+@app.command()
+@_grouped
+def check(
+    *,
+    converted: Annotated[
+        Path, typer.Argument(metavar="CONVERTED", help="The model to judge; the project's OUT.")
+    ],
+    against: Annotated[Path, typer.Option(help="The model as it was; the project's MODEL.")],
+    config: Annotated[Path, _config_option(required=False)] = Path(PROJECT_FILE),
+    gating: _Gating,
+    preparation: _Images,
+    running: _Running,
+    batch: Batch = Target.batch,
+    json: Json = None,
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a converted model by gates; exit code 1 where one does not hold."""
+    del config  # its values are the defaults of all that is here
+    with _one_sentence():
+        gates, data = gating.asked()
+        _check_verdict_outputs(against, converted, data, json, junit)
+        _judge(
+            against,
+            converted,
+            data,
+            gates,
+            gating.seconds,
+            preprocessing=preparation.preprocessing(data, quiet=quiet),
+            target=Target(running.runtime(), batch),
+            json=json,
+            junit=junit,
+            quiet=quiet,
+        )
+
+
+@app.command()
+def init(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX model to write it for.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help=f"File to write; {PROJECT_FILE} beside the model where none is given."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="H[xW]", help="Size of the images, where the model leaves it free."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.")
+    ] = False,
+) -> None:
+    """Write a commented twofold.toml for a model, and the schema that editors complete it by."""
+    with _one_sentence():
+        target = model.parent / PROJECT_FILE if config is None else config
+        rules = target.with_name(SCHEMA_FILE)
+        _check_outputs(target, model)
+        _check_outputs(rules, model, target)
+        if target.exists() and not force:
+            raise ConfigError(f"{target} is there already; --force writes over it")
+        sides = Preprocessing() if size is None else preprocessing_from_options(size=size)
+        inspection = converter.inspect(model, sides.size)
+        from converter.model_file import write_text_atomically
+        from converter.report.console import print_written
+        from converter.report.files import write_report
+
+        path = Path(os.path.relpath(model, target.parent)).as_posix()
+        write_report(rules, schema(project_settings()))
+        write_text_atomically(
+            target, starter(inspection, path, project_settings(), size=sides.size)
+        )
+        print_written([target, rules])
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="Report of a conversion.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Report of another one.")],
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with 1 where more than figures differs.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Compare two conversions: settings, versions, hashes, layers and figures."""
+    with _one_sentence():
+        if json is not None:
+            _check_outputs(json, first, second)
+        difference = converter.diff(first, second)
+        from converter.report.console import print_difference
+        from converter.report.files import write_report
+
+        if json is not None:
+            write_report(json, difference.to_dict())
+        print_difference(difference)
+        if exit_code and not difference.alike:
+            raise typer.Exit(ValidationError.exit_code)
+
+
+def project_settings() -> tuple[Setting, ...]:
+    """List what twofold.toml may hold: the options of `run`, in tables by their headings, and the gates."""
+    return settings_of(run, _TABLES)
+
+
+def _group(kind: type[_T], values: dict[str, Any]) -> _T:
+    """Make a group of options of those that a command was given."""
+    return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]
+
+
+def _check_verdict_outputs(
+    original: Path, converted: Path, data: Path, json: Path | None, junit: Path | None
+) -> None:
+    read = [original, converted, data]
+    for path in (json, junit):
+        if path is not None:
+            _check_outputs(path, *read)
+            read.append(path)
+
+
+def _judge(
+    original: Path,
+    converted: Path,
+    data: Path,
+    gates: Gates,
+    seconds: float,
+    *,
+    preprocessing: Preprocessing,
+    target: Target,
+    json: Path | None,
+    junit: Path | None,
+    quiet: bool,
+    html: Path | None = None,
+    report: Path | None = None,
+) -> None:
+    """Judge, write what is asked for, and end with a sentence where a gate does not hold."""
+    verdict = converter.check(
+        original,
+        converted,
+        data,
+        gates,
+        preprocessing=preprocessing,
+        target=target,
+        seconds=seconds,
+        progress=_progress(quiet),
+    )
+    from converter.report.console import print_verdict
+    from converter.report.files import write_report
+
+    if json is not None:
+        write_report(json, verdict.to_dict())
+    if junit is not None:
+        from converter.report.junit import write_junit
+
+        write_junit(junit, verdict)
+    if html is not None and report is not None:
+        from converter.report.page import read_report, write_page
+
+        write_page(html, read_report(report), validation=verdict.to_dict())
+    summary = os.environ.get(SUMMARY)
+    if summary:
+        from converter.report.markdown import append_summary
+
+        append_summary(Path(summary), verdict)
+    if not quiet:
+        print_verdict(verdict, [each for each in (json, junit) if each is not None])
+    if not verdict.passed:
+        raise ValidationError(verdict.sentence())
 
 
 def _progress(quiet: bool) -> Progress:

@@ -15,7 +15,7 @@ from converter.calibration.sets import CalibrationSet, DataReader, open_calibrat
 from converter.config import CalibrationSettings, Preprocessing, SolverSettings, Target
 from converter.drop import Evaluation, measure_drop, set_apart
 from converter.errors import ConfigError
-from converter.model_file import file_digest, load_model
+from converter.model_file import load_model, model_digest
 from converter.outcome import Drop, Latency, Stage
 from converter.pace import Paced, pace, read_plans
 from converter.planner.choice import Choice, frontier
@@ -23,6 +23,7 @@ from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
 from converter.runtime import machine, model_inputs
+from converter.work import Work
 
 __all__ = ["Front", "FrontPoint", "Verified", "plan", "predicted_front", "predicted_point"]
 
@@ -139,6 +140,7 @@ def plan(
     target: Target,
     timing: bool = True,
     cache: Path | None = None,
+    work: Path | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> Front:
@@ -146,6 +148,7 @@ def plan(
     if not 0 <= verify <= POINTS:
         raise ConfigError(f"{verify} points to verify are not from 0 to {POINTS}; correct it")
     clock = Clock()
+    kept = None if work is None else Work(work)
 
     with clock.stage("read"):
         source = load_model(model)
@@ -165,6 +168,7 @@ def plan(
         progress=progress,
         clock=clock,
         executor=executor,
+        work=kept,
     )
 
     paced = None
@@ -217,6 +221,7 @@ def plan(
             *prepared.notes,
             *prepared.recorder.notes,
             *(() if paced is None else paced.model.notes),
+            *(() if kept is None else kept.notes),
         ),
         settings={
             "verify": verify,
@@ -231,7 +236,7 @@ def plan(
             **prepared.recorder.describe(),
         },
         machine=machine(),
-        source_digest=file_digest(model),
+        source_digest=model_digest(model),
     )
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "check_output_path",
     "file_digest",
     "load_model",
+    "model_digest",
     "save_model",
     "write_bytes_atomically",
     "write_text_atomically",
@@ -221,6 +222,35 @@ def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_digest(path: Path) -> str:
+    """Return the SHA-256 of a model, in hexadecimal.
+
+    It is that of the file or, where weights lie in other files, that of the digests of all of them: the
+    model's first, then the others' in the order of their paths.
+
+    Raises
+    ------
+    ModelError
+        Where a file is missing or lies outside of the model's folder.
+    """
+    model = _parsed(_read_whole(path), path)
+    whose = f"the external data of {path}"
+    locations = {
+        entry.value
+        for tensor in _tensors(model)
+        if tensor.data_location == _T.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = sorted(_checked_location(location, path, whose) for location in locations)
+    if not files:
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for each in (path, *files):
+        digest.update(bytes.fromhex(file_digest(each)))
     return digest.hexdigest()
 
 

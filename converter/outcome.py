@@ -216,9 +216,10 @@ class Conversion:
     notes : tuple of str
         Whatever a reader must know: a fall-back that was taken, a bound that bit.
     settings, calibration, machine : dict
-        What was asked for; images, patches and the memory bound; where it ran.
+        What was asked for; images and their SHA-256, patches and the memory bound; where it ran and
+        with which versions.
     source_digest, out_digest : str
-        SHA-256 of the files.
+        SHA-256 of the models (`converter.model_file.model_digest`).
     peak_memory_mib : float
         Highest resident memory of this program so far.
     search : Search or None, default None

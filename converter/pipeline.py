@@ -25,17 +25,19 @@ from converter.config import (
 from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
-from converter.model_file import check_output_path, file_digest, load_model, save_model
+from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion
 from converter.pace import pace, plan
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
+from converter.provenance import mark
 from converter.quantization.quantizing import quantize, require_quantizable
 from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import recover, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
+from converter.work import Work
 
 __all__ = ["convert", "peak_memory_mib"]
 
@@ -53,6 +55,7 @@ def convert(
     target: Target,
     timing: bool = True,
     cache: Path | None = None,
+    work: Path | None = None,
     recovery: RecoverySettings | None = None,
     recover_images: Path | DataReader | CalibrationSet | None = None,
     quantization: QuantizationSettings | None = None,
@@ -67,6 +70,7 @@ def convert(
     if budget is not None and budget.timed and not timing:
         raise ConfigError("a budget in time needs timing; leave --no-timing out")
     clock = Clock()
+    kept = None if work is None else Work(work)
 
     with clock.stage("read"):
         source = load_model(model)
@@ -98,6 +102,7 @@ def convert(
         progress=progress,
         clock=clock,
         executor=executor,
+        work=kept,
     )
 
     # what candidates take on the target, and the best choice among them
@@ -130,6 +135,9 @@ def convert(
 
     with clock.stage("finish"):
         _check_result(done.model, prepared, target, out)
+        source_digest = model_digest(model)
+        if done.replaced:  # otherwise it is the original, which is written as it is
+            mark(done.model, source_digest, done.layers)
         save_model(done.model, out)
 
     # the written model stays what it is until a better one is there
@@ -184,6 +192,7 @@ def convert(
                 save_model(quantized.model, out)
 
     measured = () if paced is None else paced.model.notes
+    kept_notes = () if kept is None else kept.notes
     return Conversion(
         source=model,
         out=out,
@@ -195,7 +204,7 @@ def convert(
         passes=(*prepared.passes, *done.passes),
         latency=done.latency,
         stages=clock.stages(),
-        notes=(*prepared.notes, *prepared.recorder.notes, *measured, *done.notes),
+        notes=(*prepared.notes, *prepared.recorder.notes, *measured, *done.notes, *kept_notes),
         settings={
             "budget": None if budget is None else dataclasses.asdict(budget),
             "preprocessing": dataclasses.asdict(preprocessing),
@@ -204,15 +213,19 @@ def convert(
             "target": dataclasses.asdict(target),
             "recovery": None if recovery is None else dataclasses.asdict(recovery),
             "quantization": None if quantization is None else dataclasses.asdict(quantization),
+            "timing": timing,
+            "max_drop": None if tolerance is None else tolerance.max_drop,
         },
         calibration={
             "data": data.describe(),
             "digest": data.digest(),
             **prepared.recorder.describe(),
+            "val": _described(judged_on),
+            "recover_images": _described(lessons),
         },
         machine=machine(),
-        source_digest=file_digest(model),
-        out_digest=file_digest(out),
+        source_digest=source_digest,
+        out_digest=model_digest(out),
         peak_memory_mib=peak_memory_mib(),
         search=searched,
         recovery=None if recovered is None else recovered.to_dict(),
@@ -220,6 +233,10 @@ def convert(
         front=tuple(front),
         planned=predicted_point(prepared, paced, done.choice),
     )
+
+
+def _described(images: CalibrationSet | None) -> dict[str, str] | None:
+    return None if images is None else {"data": images.describe(), "digest": images.digest()}
 
 
 def _check_result(model: onnx.ModelProto, prepared: Prepared, target: Target, out: Path) -> None:

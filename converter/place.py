@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from converter.config import SolverSettings
 from converter.fitting import Task, predict, task_of, wants_patches
 from converter.progress import Advance
 from converter.schemes import Candidate, Geometry
+from converter.work import Work, key_of
 from passes.layers import Layer
 
 __all__ = ["Asked", "Here", "Place"]
@@ -100,11 +101,19 @@ class Here(Place):
         Where layers are predicted; None does it in threads of this process.
     together : int or None, default None
         Layers that these threads predict at once; None takes as many as torch has threads.
+    work : Work or None, default None
+        Where predictions are kept, and taken from where they are there.
     """
 
-    def __init__(self, executor: Executor | None = None, together: int | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor | None = None,
+        together: int | None = None,
+        work: Work | None = None,
+    ) -> None:
         self._executor = executor
         self._together = together
+        self._work = work
 
     def originals(
         self,
@@ -123,23 +132,43 @@ class Here(Place):
         tasks = (_recorded(recorder, model, each) for each in asked)
         if self._executor is None:
             with _threads(self._together) as executor:
-                yield from _in_turn(tasks, executor)
+                yield from _in_turn(tasks, executor, self._work)
         else:
-            yield from _in_turn(tasks, self._executor)
+            yield from _in_turn(tasks, self._executor, self._work)
 
 
 def _in_turn(
-    tasks: Iterable[Task], executor: Executor
+    tasks: Iterable[Task], executor: Executor, work: Work | None
 ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-    waiting: list[tuple[str, Future[tuple[Candidate, ...]]]] = []
+    waiting: list[tuple[str, Callable[[], tuple[Candidate, ...]]]] = []
     most = WAITING + getattr(executor, "_max_workers", 1)
     for task in tasks:
-        waiting.append((task.name, executor.submit(predict, task)))
+        waiting.append((task.name, _begun(task, executor, work)))
         if len(waiting) >= most:
-            name, future = waiting.pop(0)
-            yield name, future.result()
-    for name, future in waiting:
-        yield name, future.result()
+            name, result = waiting.pop(0)
+            yield name, result()
+    for name, result in waiting:
+        yield name, result()
+
+
+def _begun(
+    task: Task, executor: Executor, work: Work | None
+) -> Callable[[], tuple[Candidate, ...]]:
+    """Begin a prediction, or recall it; what is returned gives it, and keeps it."""
+    if work is None:
+        return executor.submit(predict, task).result
+    key = key_of("predict", task)
+    known = work.candidates(key)
+    if known is not None:
+        return lambda: known
+    future = executor.submit(predict, task)
+
+    def finished() -> tuple[Candidate, ...]:
+        found = future.result()
+        work.keep_candidates(key, found)
+        return found
+
+    return finished
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from converter.config import CalibrationSettings, Runtime, SolverSettings, Targe
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ConfigError, ModelError
 from converter.fitting import geometry_of
+from converter.model_file import model_digest
 from converter.outcome import Stage
 from converter.place import Asked, Here, Place
 from converter.planner.cost import ModelCost, count_cost, tensor_shapes
@@ -28,6 +29,7 @@ from converter.progress import Progress
 from converter.runtime import model_inputs
 from converter.schemes import Candidate, Geometry
 from converter.sensitivity import FlatOutputError, output_metrics
+from converter.work import Work, key_of
 from passes.base import PassError, PassResult, run_passes
 from passes.exchange import export_model, import_graph
 from passes.fold_batchnorm import FoldBatchNorm
@@ -88,6 +90,8 @@ class Prepared:
     candidates : dict of str to tuple of Candidate
         By layer: the layer as it is, then everything else it may become.
     notes : tuple of str
+    work : Work or None
+        Where finished layers are kept.
     """
 
     path: Path
@@ -104,6 +108,7 @@ class Prepared:
     geometries: dict[str, Geometry]
     candidates: dict[str, tuple[Candidate, ...]]
     notes: tuple[str, ...]
+    work: Work | None = None
 
     @property
     def convertible(self) -> tuple[Layer, ...]:
@@ -122,6 +127,7 @@ def prepare(
     progress: Progress,
     clock: Clock,
     executor: Executor | None = None,
+    work: Work | None = None,
 ) -> Prepared:
     """Record the original and predict what each layer may become.
 
@@ -139,6 +145,8 @@ def prepare(
     executor : Executor or None, default None
         Where layers are predicted, and recorded too where it is a `Place`, as a cluster is; None does it
         in threads of this process.
+    work : Work or None, default None
+        Where effects, predictions and fits are kept, and taken from; None keeps nothing.
 
     Raises
     ------
@@ -147,7 +155,7 @@ def prepare(
     """
     # a GPU holds one layer at a time, and works on it as a whole
     together = None if solver.device == "cpu" else 1
-    place = executor if isinstance(executor, Place) else Here(executor, together)
+    place = executor if isinstance(executor, Place) else Here(executor, together, work)
 
     # names of tensors stay, so that what is found now stays true while layers are replaced
     with clock.stage("normalise"):
@@ -171,7 +179,16 @@ def prepare(
     # what an error of each layer does to the network's output
     with clock.stage("measure effects"):
         metrics, notes = _metrics(
-            original, convertible, data, calibration, solver, samples, cost.macs, progress
+            original,
+            convertible,
+            data,
+            calibration,
+            solver,
+            samples,
+            cost.macs,
+            progress,
+            model,
+            work,
         )
 
     # candidates are predicted once, on what the original delivers
@@ -210,6 +227,7 @@ def prepare(
         geometries=geometries,
         candidates={layer.name: candidates[layer.name] for layer in convertible},
         notes=notes,
+        work=work,
     )
 
 
@@ -277,21 +295,27 @@ def _metrics(
     samples: Mapping[str, Sample],
     macs: int,
     progress: Progress,
+    path: Path,
+    work: Work | None,
 ) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
     """Output metric Ω of each layer; where the graph cannot be differentiated, its own relative error."""
     responses = {layer.response: 1 if layer.op == "Conv" else -1 for layer in layers}
+    how: dict[str, Any] = {
+        "images": min(METRIC_IMAGES, max(64, int(METRIC_WORK / max(macs, 1))), max(len(data), 2)),
+        "batch": calibration.batch,
+        "memory_mib": calibration.memory_mib,
+        "seed": calibration.seed,
+        "device": solver.device,
+    }
+    key, measured = "", None
+    if work is not None:
+        key = key_of("effects", model_digest(path), data.digest(), *responses.items(), *how.items())
+        measured = work.metrics(key)
     try:
-        measured = output_metrics(
-            model,
-            responses,
-            data,
-            images=min(METRIC_IMAGES, max(64, int(METRIC_WORK / max(macs, 1))), max(len(data), 2)),
-            batch=calibration.batch,
-            memory_mib=calibration.memory_mib,
-            seed=calibration.seed,
-            device=solver.device,
-            progress=progress,
-        )
+        if measured is None:
+            measured = output_metrics(model, responses, data, **how, progress=progress)
+            if work is not None:
+                work.keep_metrics(key, measured)
     except (UnsupportedOperatorError, FlatOutputError) as error:
         note = f"the effect on the output could not be measured, every layer counts alike: {error}"
         return {layer.name: _relative(samples[layer.name]) for layer in layers}, (note,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -16,6 +17,7 @@ from converter.preparation import Prepared, normalised
 from converter.progress import Progress
 from converter.schemes import KEEP, Candidate, Form, Geometry, cost_of
 from converter.solver.solution import Solution
+from converter.work import Work, key_of
 from passes.base import PassResult, run_passes
 from passes.exchange import export_model
 from passes.layers import Layer
@@ -78,10 +80,12 @@ def realise(
             started = time.monotonic()
             candidate, geometry = chosen[layer.name], prepared.geometries[layer.name]
             sample = prepared.samples[layer.name]
-            fitted = fit(
+            fitted = _fitted(
+                prepared.work,
                 layer,
                 geometry,
                 sample,
+                # also where the fit is kept: the next layer's recording goes on from this one
                 prepared.recorder.inputs(current, layer, sample),
                 prepared.metrics[layer.name],
                 candidate.form,
@@ -104,6 +108,18 @@ def realise(
         passes=results,
         branches=replaced,
     )
+
+
+def _fitted(work: Work | None, *problem: Any, trade: bool) -> Solution:
+    """`fit`, or what is kept of an earlier run that was given the same."""
+    if work is None:
+        return fit(*problem, trade=trade)
+    key = key_of("fit", *problem, trade)
+    found = work.solution(key)
+    if found is None:
+        found = fit(*problem, trade=trade)
+        work.keep_solution(key, found)
+    return found
 
 
 def rewritten(prepared: Prepared, branches: Mapping[str, Branches]) -> onnx.ModelProto:

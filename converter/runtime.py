@@ -296,7 +296,10 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {
             name: _version(name)
-            for name in ("onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "torch")
+            for name in (
+                *("twofold", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu"),
+                *("numpy", "scipy", "torch", "pillow"),
+            )
             if _version(name)
         },
     }

@@ -50,6 +50,7 @@ __all__ = [
     "ReaderSet",
     "Subset",
     "fixed_batch",
+    "has_classes",
     "image_file",
     "open_calibration_set",
     "padded",
@@ -237,6 +238,17 @@ def open_calibration_set(
             f"a {type(source).__name__} is no calibration data; give a path, a data reader or a set"
         )
     return opened if images is None or images >= len(opened) else Subset(opened, images)
+
+
+def has_classes(source: Path | DataReader | CalibrationSet) -> bool:
+    """Whether a source can be taken as labelled: no image lies outside of a subfolder."""
+    if not isinstance(source, Path) or not source.is_dir():
+        return True  # labels are then taken where the source has them
+    try:
+        names = [path for path in source.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return False  # opening it says what is wrong
+    return not any(path.suffix.lower() in IMAGE_SUFFIXES for path in names)
 
 
 def fixed_batch(inputs: Sequence[ModelInput]) -> int | None:

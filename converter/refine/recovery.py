@@ -22,16 +22,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from converter.array_file import DamagedFileError, load_arrays, save_arrays
 from converter.calibration.sets import CalibrationSet, fixed_batch
 from converter.config import RecoverySettings, Runtime
 from converter.errors import CalibrationError, ConfigError, SolverError
-from converter.model_file import write_bytes_atomically
 from converter.progress import SILENT, Progress
 from converter.refine.images import Images, augmented, load_images
 from converter.refine.loss import answers_differ, holds_scores, relative_error
@@ -492,8 +491,6 @@ class _Training:
             self.idle += 1
 
     def _write(self, path: Path, key: str) -> None:
-        import io
-
         arrays: dict[str, NDArray[Any]] = {}
         for number, (name, value) in enumerate(self.networks.parameters.items()):
             state = self._adam.state[value]
@@ -511,22 +508,17 @@ class _Training:
             "idle": self.idle,
             "judged": self.judged,
         }
-        arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names are free
-        write_bytes_atomically(path, buffer.getvalue())
+        save_arrays(path, about, arrays)
 
     def resumed(self, path: Path, key: str) -> bool:
         """Take up the state of a checkpoint, where it is one of this very run."""
         import torch
 
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-                about = json.loads(bytes(kept["about"]).decode())
-                if about["format"] != CHECKPOINT_FORMAT or about["key"] != key:
-                    return False
-                arrays = {name: kept[name] for name in kept.files if name != "about"}
-        except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, BadZipFile):
+            about, arrays = load_arrays(path)
+        except DamagedFileError:
+            return False
+        if about.get("format") != CHECKPOINT_FORMAT or about.get("key") != key:
             return False
         names = list(self.networks.parameters)
         shapes = [tuple(self.networks.parameters[name].shape) for name in names]

@@ -21,6 +21,7 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -39,7 +40,9 @@ from converter.report.words import (
 )
 
 if TYPE_CHECKING:
+    from converter.difference import Change, Difference
     from converter.front import Front, FrontPoint
+    from converter.gates import Verdict
     from converter.inspection import Inspection
     from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
     from converter.quantization.quantizing import Quantized
@@ -51,12 +54,14 @@ __all__ = [
     "ConsoleProgress",
     "output_console",
     "print_conversion",
+    "print_difference",
     "print_front",
     "print_inspection",
     "print_message",
     "print_quantization",
     "print_recovery",
     "print_validation",
+    "print_verdict",
     "print_written",
     "printable",
 ]
@@ -65,6 +70,7 @@ _PIPE_WIDTH = 240
 """Columns where output is no terminal: enough that no table is folded."""
 _QUIET_SECONDS = 10.0
 """Where there is no terminal, a long stage says how far it is this often."""
+_LOOK_BACK_SECONDS = 3600.0
 
 
 def output_console(*, stderr: bool = False) -> Console:
@@ -131,9 +137,13 @@ class ConsoleProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False, style="dim"),
         )
-        with Progress(*columns, console=self._console) as self._bars:
+        # a layer may take minutes: the estimate looks back further than that
+        with Progress(
+            *columns, console=self._console, speed_estimate_period=_LOOK_BACK_SECONDS
+        ) as self._bars:
             try:
                 yield self._bars
             finally:
@@ -151,7 +161,8 @@ class ConsoleProgress:
             now = self._clock()
             if now - said >= _QUIET_SECONDS:
                 said = now
-                self._line(f"{title}: {done}/{total} {printable(note)}".rstrip())
+                left = f", {_duration((now - begun) / done * (total - done))} left" if done else ""
+                self._line(f"{title}: {done}/{total}{left} {printable(note)}".rstrip())
 
         yield advance
         self._line(f"{title}: done in {self._clock() - begun:.1f} s")
@@ -298,9 +309,10 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
     if latency is None:
         return
     yield (
-        f"latency     original {milliseconds(latency['original_ms'])}, float {milliseconds(latency['float_ms'])}, quantized "
-        f"{milliseconds(latency['quantized_ms'])}  (batch {latency['batch']}, {latency['provider']}, "
-        f"{_threads(latency['threads'])})"
+        f"latency     original {milliseconds(latency['original_ms'])}, "
+        f"float {milliseconds(latency['float_ms'])}, "
+        f"quantized {milliseconds(latency['quantized_ms'])}  "
+        f"(batch {latency['batch']}, {latency['provider']}, {_threads(latency['threads'])})"
     )
     yield (
         f"            {_times(latency['speedup'])} times as fast as the original, "
@@ -394,11 +406,6 @@ def print_front(front: Front, files: Sequence[Path] = (), console: Console | Non
     print_written(files, console)
 
 
-def print_written(files: Iterable[Path], console: Console | None = None) -> None:
-    """Print where files lie."""
-    _print_lines(console or output_console(), [f"written     {path}" for path in files])
-
-
 def _front_cells(point: FrontPoint) -> list[str]:
     cells = [
         f"{point.macs_reduction:.2f}",
@@ -480,6 +487,56 @@ def print_validation(validation: Validation, console: Console | None = None) -> 
         lines.append(f"agreement   top-1 {agreement.top1:.2%}{top5}, without labels")
     _print_lines(console, [*lines, *_timed(validation)])
     _print_notes(console, validation.notes)
+
+
+def print_verdict(
+    verdict: Verdict, files: Sequence[Path] = (), console: Console | None = None
+) -> None:
+    """Print each gate on a line, and where the files lie."""
+    console = console or output_console()
+    table = _table("gate", "wanted", ">found", "", "")
+    for gate in verdict.gates:
+        table.add_row(
+            *_texts([gate.name, gate.bound, gate.figure, gate.status, gate.detail]),
+            style="" if gate.passed else "bold red",
+        )
+    console.print(table)
+    _print_lines(console, [f"images      {verdict.validation.images:,}"])
+    _print_notes(console, verdict.validation.notes)
+    print_written(files, console)
+
+
+def print_written(files: Sequence[Path], console: Console | None = None) -> None:
+    """Print where files lie."""
+    _print_lines(console or output_console(), [f"written     {path}" for path in files])
+
+
+def print_difference(difference: Difference, console: Console | None = None) -> None:
+    """Print what two runs do not have in common, then their figures."""
+    console = console or output_console()
+    table = _table("", "A", "B")
+    for heading, changes in (
+        ("settings", difference.settings),
+        ("machine", difference.machine),
+        ("hashes", difference.hashes),
+        ("layers", difference.layers),
+        ("figures", difference.figures),
+    ):
+        if changes:
+            table.add_row(Text(heading, style="bold"))
+        for change in changes:
+            table.add_row(*_texts(_change_cells(change)))
+    console.print(table)
+    if difference.alike:
+        _print_lines(console, ["settings, machine, hashes and layers are the same"])
+
+
+def _change_cells(change: Change) -> list[str]:
+    values = [
+        "–" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each)
+        for each in (change.before, change.after)
+    ]
+    return [f"  {change.name}", *values]
 
 
 def _comparison_rows(validation: Validation) -> Iterator[list[str]]:
@@ -573,3 +630,10 @@ def _print_notes(console: Console, notes: Iterable[str]) -> None:
 
 def _threads(number: int) -> str:
     return f"{number} thread{'s' * (number != 1)}"
+
+
+def _duration(seconds: float) -> str:
+    """Say about how long something takes."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

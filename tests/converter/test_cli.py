@@ -190,7 +190,10 @@ def test_module_is_the_same_program() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", [(), ("convert",), ("plan",), ("inspect",), ("validate",)])
+@pytest.mark.parametrize(
+    "command",
+    [(), *((name,) for name in ("convert", "plan", "inspect", "validate", "run", "check", "init"))],
+)
 def test_help(twofold: Run, command: tuple[str, ...]) -> None:
     ended = twofold(*command, "--help")
     assert ended.code == 0
@@ -702,6 +705,222 @@ def test_converted_model_that_gives_nan(
     assert ended.code == 1
     assert "do not use it" in ended.err
     assert "scores" in ended.out  # the tables are there nevertheless
+
+
+# check, run and init -------------------------------------------------------------------------
+
+GATED = ("--seconds", "0.01", "--threads", "1", "--preset", "unit")
+
+
+@pytest.fixture
+def recoloured(net: Path, tmp_path: Path) -> Path:
+    """A model that takes blue for green, and is right on three of five pictures."""
+    model = onnx.load(net)
+    weight = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [0.5, 0.5, 0.5]], np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+    path = tmp_path / "recoloured.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_check(
+    twofold: Run,
+    net: Path,
+    recoloured: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary, report, junit = (tmp_path / name for name in ("s.md", "v.json", "j.xml"))
+    monkeypatch.setenv(cli.SUMMARY, str(summary))
+    monkeypatch.chdir(tmp_path)
+    gates = ("--gate", "max_accuracy_drop=30", "--gate", "max_file_mb=1")
+    ended = twofold(
+        *("check", recoloured, "--against", net, "--data", pictures, *gates, *GATED),
+        *("--json", report, "--junit", junit),
+    )
+    assert ended.code == 1
+    assert "1 of 3 gates failed; max_accuracy_drop failed: 40 points" in ended.err
+    assert "max_file_mb" in ended.out
+    assert "1 of 3 gates failed" in summary.read_text(encoding="utf-8")
+    assert json.loads(report.read_text(encoding="utf-8"))["passed"] is False
+    assert 'failures="1"' in junit.read_text(encoding="utf-8")
+
+    passing = ("--gate", "max_accuracy_drop=40", "--quiet")
+    ended = twofold("check", recoloured, "--against", net, "--data", pictures, *passing, *GATED)
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--data", "pictures"), "no gate was given"),
+        (("--gate", "max_file_mb=1"), "no images were given"),
+        (("--data", "pictures", "--gate", "max_file_mb"), "max_file_mb=1.8"),
+        (("--data", "pictures", "--gate", "max_size=1"), "there is no gate 'max_size'"),
+        (("--data", "pictures", "--gate", "max_file_mb=1", "--json", "net.onnx"), "overwrite"),
+        (
+            ("--data", "pictures", "--gate", "max_file_mb=1", "--config", "none.toml"),
+            "none.toml cannot be read",
+        ),
+    ],
+)
+def test_checks_that_make_no_sense(
+    twofold: Run,
+    net: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(net.parent)
+    ended = twofold("check", "net.onnx", "--against", "net.onnx", *options)
+    assert ended.code == 2
+    assert sentence in ended.err
+    assert ended.err.count("\n") == 1
+    assert pictures.is_dir()
+
+
+def project(folder: Path, gates: str = "max_file_mb = 1") -> Path:
+    """Write a project whose conversion is made by `converting`."""
+    path = folder / "twofold.toml"
+    path.write_text(
+        f"""
+        model = "net.onnx"
+        calib = "pictures"
+        out = "small.onnx"
+        [budget]
+        macs = 2
+        [preprocessing]
+        preset = "unit"
+        [running]
+        threads = 1
+        patches = 512
+        [gates]
+        data = "pictures"
+        seconds = 0.01
+        {gates}
+        """,
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def converting(called: Called, recoloured: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
+    """Stands for `converter.convert`, and writes the recoloured model."""
+
+    def convert(*positional: Any, **named: Any) -> Conversion:
+        positional[2].write_bytes(recoloured.read_bytes())
+        return called(*positional, **named)
+
+    monkeypatch.setattr(converter, "convert", convert)
+    return called
+
+
+def test_run_takes_the_file_and_options_override_it(
+    twofold: Run, converting: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    path = project(tmp_path)
+    ended = twofold("run", "--config", path, "--patches", 1024, "--gate", "max_accuracy_drop=40")
+    assert ended.code == 0
+    assert converting.positional == (net, pictures, tmp_path / "small.onnx", Budget(2))
+    assert converting.named["calibration"].patches == 1024  # typed
+    assert converting.named["target"] == Target(Runtime(threads=1))  # from the file
+    assert "max_file_mb" in ended.out  # typed gates stand beside those of the file
+    assert "max_accuracy_drop" in ended.out
+    assert (tmp_path / "small.json").is_file()
+
+    ended = twofold("run", "--config", path, "--gate", "max_accuracy_drop=39.9")
+    assert ended.code == 1
+    assert "max_accuracy_drop failed" in ended.err
+    assert (tmp_path / "small.onnx").is_file()  # it is there to be looked at
+
+
+def test_run_and_check_find_the_file_where_they_are_started(
+    twofold: Run,
+    converting: Called,
+    net: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    del converting, net, pictures
+    monkeypatch.chdir(tmp_path)
+    missing = twofold("run")
+    assert missing.code == 2
+    assert "twofold init" in missing.err
+    project(tmp_path, "max_accuracy_drop = 30")
+    assert twofold("run", "--gate", "max_accuracy_drop=50").code == 0
+    checked = twofold("check")  # the two models are the project's
+    assert checked.code == 1
+    assert "max_accuracy_drop failed: 40 points, at most 30" in checked.err
+
+
+def test_run_refuses_before_it_converts(
+    twofold: Run, converting: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    del net
+    path = project(tmp_path, "")
+    assert "no gate was given" in twofold("run", "--config", path).err
+    path = project(tmp_path, "max_accuracy_drop = 1")
+    Image.new("RGB", (8, 8)).save(pictures / "loose.png")
+    ended = twofold("run", "--config", path)
+    assert ended.code == 2
+    assert "class folders" in ended.err
+    assert converting.positional == ()
+
+
+def test_a_failed_conversion_is_not_judged(
+    twofold: Run, converting: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    del net, pictures
+    converting.error = SolverError("broken")
+    ended = twofold("run", "--config", project(tmp_path))
+    assert ended.code == 5
+    assert "gates" not in ended.out + ended.err
+
+
+def test_init(twofold: Run, net: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = twofold("init", net)
+    assert ended.code == 0
+    path, rules = tmp_path / "twofold.toml", tmp_path / "twofold.schema.json"
+    assert str(path) in ended.out
+    assert 'model = "net.onnx"' in path.read_text(encoding="utf-8")
+    assert json.loads(rules.read_text(encoding="utf-8"))["title"] == "twofold.toml"
+
+    path.write_text("mine", encoding="utf-8")
+    refused = twofold("init", net)
+    assert refused.code == 2
+    assert "--force" in refused.err
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert twofold("init", net, "--force").code == 0
+
+    (tmp_path / "ci").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert twofold("init", "net.onnx", "--config", "ci/other.toml").code == 0
+    text = (tmp_path / "ci" / "other.toml").read_text(encoding="utf-8")
+    assert 'model = "../net.onnx"' in text
+
+
+def test_diff(twofold: Run, called: Called, net: Path, pictures: Path, tmp_path: Path) -> None:
+    del called
+    for name in ("a", "b"):
+        twofold(
+            "convert", net, "--calib", pictures, "--out", tmp_path / f"{name}.onnx", "--macs", 2
+        )
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    same = twofold("diff", first, second, "--exit-code", "--json", tmp_path / "d.json")
+    assert same.code == 0
+    assert "are the same" in same.out
+    assert json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["alike"] is True
+    report = json.loads(second.read_text(encoding="utf-8"))
+    second.write_text(json.dumps({**report, "out_digest": "other"}), encoding="utf-8")
+    assert twofold("diff", first, second).code == 0
+    other = twofold("diff", first, second, "--exit-code")
+    assert other.code == 1
+    assert "other" in other.out
+    assert twofold("diff", first, net).code == 2
 
 
 # The same in Python --------------------------------------------------------------------------

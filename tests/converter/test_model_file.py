@@ -19,6 +19,7 @@ from converter.model_file import (
     check_output_path,
     file_digest,
     load_model,
+    model_digest,
     save_model,
     write_text_atomically,
 )
@@ -630,3 +631,23 @@ def test_the_digest_is_sha_256_of_the_content(tmp_path: Path) -> None:
 def test_errors_have_the_exit_codes_of_the_command_line() -> None:
     assert (ModelError.exit_code, ConfigError.exit_code) == (3, 2)
     assert issubclass(ModelError, ConverterError)
+
+
+def test_the_digest_of_a_model_covers_its_external_data(external: Callable[..., Path]) -> None:
+    path = external()
+    before = model_digest(path)
+    assert before == model_digest(path) != file_digest(path)
+    data = next(each for each in path.parent.iterdir() if each != path)
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    assert model_digest(path) != before
+    data.unlink()
+    with pytest.raises(ModelError, match="missing"):
+        model_digest(path)
+
+
+def test_the_digest_of_a_model_in_one_file_is_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(conv_model(), path)
+    assert model_digest(path) == file_digest(path)

@@ -185,12 +185,19 @@ def test_interface_names_and_metadata_are_kept(tmp_path: Path) -> None:
     model.model_version, model.domain, model.doc_string = 3, "org.example", "for the tests"
     model.metadata_props.add(key="classes", value="ten of them")
     model.graph.doc_string = "a residual network"
-    convert(tmp_path, model)
+    done = convert(tmp_path, model)
     small = onnx.load(tmp_path / "small.onnx")
     assert small.graph.input == model.graph.input
     assert small.graph.output == model.graph.output
     assert small.opset_import == model.opset_import
-    assert small.metadata_props == model.metadata_props
+    added = {each.key: each.value for each in small.metadata_props}
+    assert added.pop("classes") == "ten of them"
+    assert set(added) == {"twofold.version", "twofold.source_sha256", "twofold.plan"}
+    assert added["twofold.source_sha256"] == file_digest(tmp_path / "model.onnx")
+    plan = json.loads(added["twofold.plan"])
+    assert {name: each["scheme"] for name, each in plan.items()} == {
+        each.name: each.scheme for each in done.layers if each.scheme != "kept"
+    }
     for field in ("producer_name", "producer_version", "model_version", "domain", "doc_string"):
         assert getattr(small, field) == getattr(model, field)
     assert small.graph.name == "residual"

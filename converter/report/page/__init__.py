@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from converter.model_file import write_text_atomically
 from converter.report.page.front import show_front
 from converter.report.page.layers import show_depth, show_layers
 from converter.report.page.made import show_made, show_passes, show_recovery
-from converter.report.page.record import Record, kind_of, read_report
+from converter.report.page.record import COMPARISONS, Record, kind_of, read_report
 from converter.report.page.seen import show_outputs, show_worst
 from converter.report.page.verdict import figures, read_gates, verdict
 
@@ -35,14 +35,13 @@ def write_page(
     report: Mapping[str, Any],
     *,
     validation: Mapping[str, Any] | None = None,
-    gates: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Render a page and write it, whole or not at all.
 
     Parameters
     ----------
     path : Path
-    report, validation, gates
+    report, validation
         As for `render_page`.
 
     Raises
@@ -50,25 +49,22 @@ def write_page(
     ConfigError
         As `render_page`, or where the file cannot be written.
     """
-    write_text_atomically(path, render_page(report, validation=validation, gates=gates))
+    write_text_atomically(path, render_page(report, validation=validation))
 
 
 def render_page(
     report: Mapping[str, Any],
     *,
     validation: Mapping[str, Any] | None = None,
-    gates: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Make a page of reports.
 
     Parameters
     ----------
     report : mapping
-        What `convert`, `plan` or `validate` wrote as JSON, as `read_report` gives it.
+        What `convert`, `plan`, `validate` or `check` wrote as JSON, as `read_report` gives it.
     validation : mapping or None, default None
-        What `validate` wrote of the model that `report` is about.
-    gates : sequence of mapping, default ()
-        Results of gates: `name`, `wanted`, `measured`, `passed` and `sentence` of each.
+        What `validate` or `check` wrote of the model that `report` is about.
 
     Returns
     -------
@@ -82,15 +78,19 @@ def render_page(
     """
     kind = kind_of(report, "the report")
     run, compared = Record(report), Record(validation)
-    if validation is not None:
-        if kind == "validation" or kind_of(validation, "the validation") != "validation":
-            raise ConfigError(
-                "a page takes a report of convert or plan, and beside it one of validate; give them so"
-            )
-        _check_same(run, compared)
-    if kind == "validation":
+    if validation is not None and (
+        kind in COMPARISONS or kind_of(validation, "the validation") not in COMPARISONS
+    ):
+        raise ConfigError(
+            "a page takes a report of convert or plan, and beside it one of validate or check; give "
+            "them so"
+        )
+    if kind in COMPARISONS:
         run, compared = Record(), run
-    passed = read_gates([Record(each) for each in gates])
+    gates = read_gates(compared.records("gates"))
+    compared = compared.record("validation") or compared  # `check` holds what it judged
+    if validation is not None:
+        _check_same(run, compared)
     style, script = _asset("page.css"), _asset("page.js")
     return _template().render(
         kind=kind,
@@ -99,9 +99,9 @@ def render_page(
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        verdict=verdict(run, compared, passed),
+        verdict=verdict(run, compared, gates),
         figures=figures(run, compared),
-        gates=passed,
+        gates=gates,
         notes=(*run.texts("notes"), *compared.texts("notes")),
         front=show_front(run),
         depth=show_depth(run),

@@ -14,9 +14,21 @@ from typing import Any, Literal
 from converter.errors import ConfigError
 from converter.report.words import printable
 
-__all__ = ["FILE_LIMIT", "LIST_LIMIT", "TEXT_LIMIT", "Kind", "Record", "kind_of", "read_report"]
+__all__ = [
+    "COMPARISONS",
+    "FILE_LIMIT",
+    "LIST_LIMIT",
+    "TEXT_LIMIT",
+    "Kind",
+    "Record",
+    "kind_of",
+    "read_report",
+]
 
-Kind = Literal["conversion", "front", "validation"]
+Kind = Literal["conversion", "front", "validation", "verdict"]
+
+COMPARISONS: frozenset[Kind] = frozenset({"validation", "verdict"})
+"""Kinds that compare two models; a verdict holds a validation."""
 
 FILE_LIMIT = 2**26
 """Most bytes of a saved report."""
@@ -31,6 +43,7 @@ _KINDS: Mapping[str, Kind] = {
     "twofold-conversion-2": "conversion",
     "twofold-front-1": "front",
     "twofold-validation-1": "validation",
+    "twofold-verdict-1": "verdict",
 }
 
 
@@ -132,7 +145,7 @@ def _shown(value: object) -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read a saved JSON report of `convert`, `plan` or `validate`.
+    """Read a saved JSON report of `convert`, `plan`, `validate` or `check`.
 
     Raises
     ------
@@ -149,13 +162,13 @@ def read_report(path: Path) -> dict[str, Any]:
     if len(content) > FILE_LIMIT:
         raise ConfigError(
             f"the report {path} has more than {FILE_LIMIT >> 20} MiB, which none of Twofold's has; "
-            "give a JSON report of convert, plan or validate"
+            "give a JSON report of convert, plan, validate or check"
         )
     try:
         report = json.loads(content, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is not JSON; give a JSON report of convert, plan or validate"
+            f"{path} is not JSON; give a JSON report of convert, plan, validate or check"
         ) from error
     if not isinstance(report, dict):
         report = {}
@@ -175,7 +188,7 @@ def kind_of(report: Mapping[str, Any], label: str) -> Kind:
     Raises
     ------
     ConfigError
-        Where it is none of `convert`, `plan` or `validate`, or of another version of Twofold.
+        Where it is none of `convert`, `plan`, `validate` or `check`, or of another version of Twofold.
     """
     name = Record(report).text("format", 40)
     if name in _KINDS:
@@ -183,6 +196,6 @@ def kind_of(report: Mapping[str, Any], label: str) -> Kind:
     known = ", ".join(_KINDS)
     found = f"has the format '{name}'" if name else "names no format"
     raise ConfigError(
-        f"{label} {found}, and a page is made of {known}; give a JSON report of convert, plan or "
-        "validate, made with this version of Twofold"
+        f"{label} {found}, and a page is made of {known}; give a JSON report of convert, plan, "
+        "validate or check, made with this version of Twofold"
     )

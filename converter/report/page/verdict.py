@@ -21,9 +21,9 @@ class Gate:
 
     name: str
     wanted: str
-    measured: str
+    found: str
     passed: bool
-    sentence: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def read_gates(found: list[Record]) -> tuple[Gate, ...]:
     return tuple(
         Gate(
             name=each.text("name"),
-            wanted=each.shown("wanted") or "–",
-            measured=each.shown("measured") or "–",
+            wanted=each.text("bound") or "–",
+            found=each.text("figure") or "–",
             passed=each.flag("passed") is True,
-            sentence=each.text("sentence"),
+            detail=each.text("detail"),
         )
         for each in found
     )

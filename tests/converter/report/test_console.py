@@ -307,7 +307,23 @@ def test_lines_where_there_is_no_terminal() -> None:
         advance(3, "conv1\x1b")
         advance(1)
     lines = stream.getvalue().splitlines()
-    assert lines == ["recording ...", "recording: 5/40 conv1�", "recording: done in 11.0 s"]
+    assert lines == [
+        "recording ...",
+        "recording: 5/40, about 77 s left conv1�",
+        "recording: done in 11.0 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "left"), [(20.0, "about 20 s"), (3600.0, "about 60 min"), (7200.0, "about 2.0 h")]
+)
+def test_an_estimate_goes_on_at_the_pace_so_far(elapsed: float, left: str) -> None:
+    console, stream = wide()
+    now = [0.0]
+    with ConsoleProgress(console, clock=lambda: now[0]).stage("fit", 4) as advance:
+        now[0] = elapsed
+        advance(2, "half")
+    assert stream.getvalue().splitlines()[1] == f"fit: 2/4, {left} left half"
 
 
 def test_no_done_where_a_stage_fails() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from converter.front import Front, FrontPoint, Verified
+from converter.gates import GateResult
 from converter.latency import Speedup, Timing
 from converter.outcome import Conversion, Drop, LayerOutcome, Stage
 from converter.outcome import Latency as Timed
@@ -190,3 +192,21 @@ def validation() -> dict[str, Any]:
             ),
         )
     )
+
+
+@pytest.fixture(scope="session")
+def judged() -> Callable[..., dict[str, Any]]:
+    """Make what `check` writes: one gate that holds and one that does not, and the comparison."""
+
+    def verdict(validation: dict[str, Any] | None = None, keep: int = 2) -> dict[str, Any]:
+        gates = [
+            GateResult("min_speedup", 1.8, 3.0, "passed", "", "fast enough"),
+            GateResult("max_accuracy_drop", 0.1, 0.5, "failed", "points", "too much"),
+        ]
+        return {
+            "format": "twofold-verdict-1",
+            "gates": [each.to_dict() for each in gates[:keep]],
+            "validation": validation or {},
+        }
+
+    return verdict

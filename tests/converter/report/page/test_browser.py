@@ -25,10 +25,6 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
-GATES = [
-    {"name": "min_speedup", "wanted": 1.8, "measured": 3.0, "passed": True, "sentence": "enough"},
-    {"name": "max_drop", "wanted": 0.1, "measured": 0.5, "passed": False, "sentence": "too much"},
-]
 LEAST_SCREENSHOT = 20_000
 """Bytes of a PNG; an empty page has fewer."""
 
@@ -50,7 +46,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
+def show(browser: Any, tmp_path: Path, judged: Callable[..., dict[str, Any]]) -> Iterator[Show]:
     """Open reports as a page; in the end, fail for all that the browser had to report of it."""
     said: list[str] = []
     contexts = []
@@ -59,8 +55,8 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
         *reports: Any, viewport: dict[str, int] = WIDE, colours: str = "light", **options: Any
     ) -> Page:
         path = tmp_path / "report.html"
-        validation = reports[1] if len(reports) > 1 else None
-        path.write_text(render_page(reports[0], validation=validation, gates=GATES), "utf-8")
+        verdict = judged(*reports[1:])
+        path.write_text(render_page(reports[0], validation=verdict), "utf-8")
         context = browser.new_context(viewport=viewport, color_scheme=colours, **options)
         contexts.append(context)
         page = context.new_page()

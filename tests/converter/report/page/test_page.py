@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,22 +20,6 @@ from converter.errors import ConfigError
 from converter.report.page import render_page, write_page
 
 Report = dict[str, Any]
-GATES = [
-    {
-        "name": "min_speedup",
-        "wanted": 1.8,
-        "measured": 3.0,
-        "passed": True,
-        "sentence": "fast enough",
-    },
-    {
-        "name": "max_accuracy_drop",
-        "wanted": 0.1,
-        "measured": 0.5,
-        "passed": False,
-        "sentence": "too much",
-    },
-]
 EMPTY = {"area", "br", "img", "input", "link", "meta", "wbr", "circle", "line", "polyline", "rect"}
 
 
@@ -116,17 +101,19 @@ def test_a_model_that_gives_nan_is_not_praised(validation: Report) -> None:
     assert "do not use it" in Document(render_page(validation)).text
 
 
-def test_gates_stand_on_top(run: Report) -> None:
-    words = Document(render_page(run, gates=GATES)).text
+def test_gates_stand_on_top(run: Report, judged: Callable[..., Report]) -> None:
+    words = Document(render_page(run, validation=judged())).text
     assert "1 of 2 gates failed" in words
     assert words.index("1 of 2 gates failed") < words.index("faster at batch 32")
     assert re.search(r"max_accuracy_drop 0.1 0.5 ✗ failed\s*too much", words)
-    assert "1 of 1 gates passed" in Document(render_page(run, gates=GATES[:1])).text
+    assert "1 of 1 gates passed" in Document(render_page(run, validation=judged(keep=1))).text
     assert "gate" not in Document(render_page(run)).text
 
 
 def test_a_gate_that_does_not_say_that_it_passed_has_failed(run: Report) -> None:
-    page = render_page(run, gates=[{"name": "odd", "passed": "yes"}])
+    page = render_page(
+        run, validation={"format": "twofold-verdict-1", "gates": [{"name": "odd", "passed": "yes"}]}
+    )
     assert "1 of 1 gates failed" in Document(page).text
 
 
@@ -268,9 +255,11 @@ def _keys(value: Any) -> set[str]:
     return {key for item in value for key in _keys(item)} if isinstance(value, list) else set()
 
 
-def test_texts_are_texts_whatever_they_hold(run: Report, validation: Report) -> None:
-    KEYS.update(_keys(run) - {"processor", "macs", "budget"}, _keys(validation))
-    page = render_page(_poisoned(run), validation=_poisoned(validation), gates=_poisoned(GATES))
+def test_texts_are_texts_whatever_they_hold(
+    run: Report, validation: Report, judged: Callable[..., Report]
+) -> None:
+    KEYS.update(_keys(run) - {"processor", "macs", "budget"}, _keys(judged(validation)))
+    page = render_page(_poisoned(run), validation=_poisoned(judged(validation)))
     document = Document(page)
     assert document.count("script") == 1
     assert document.count("img") == 0  # the hostile picture is none

@@ -1,0 +1,37 @@
+"""Gates as JUnit XML, which CI systems show as tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from junitparser import Failure, JUnitXml, TestCase, TestSuite
+
+from converter.gates import Verdict
+from converter.model_file import write_bytes_atomically
+from converter.report.console import printable
+
+__all__ = ["write_junit"]
+
+
+def write_junit(path: Path, verdict: Verdict) -> None:
+    """Write one test case for each gate, whole or not at all.
+
+    Raises
+    ------
+    ConfigError
+        Where the file cannot be written.
+    """
+    suite = TestSuite("twofold")
+    for gate in verdict.gates:
+        case = TestCase(gate.name, classname=printable(verdict.converted.name))
+        line = printable(f"{gate.figure}, {gate.bound} is wanted; {gate.detail}".rstrip("; "))
+        if gate.passed:
+            case.system_out = line
+        else:
+            case.result = [Failure(line, gate.status)]
+        suite.add_testcase(case)
+    xml = JUnitXml()
+    xml.add_testsuite(suite)
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    text: bytes = xml.tostring()  # type: ignore[no-untyped-call]
+    write_bytes_atomically(path, text)
