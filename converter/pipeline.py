@@ -189,6 +189,7 @@ def convert(
                         f"{tolerance.max_drop:g}, so the float one was written",
                     )
             if quantized.shipped:
+                mark(quantized.model, source_digest, done.layers)
                 save_model(quantized.model, out)
 
     measured = () if paced is None else paced.model.notes

@@ -224,7 +224,7 @@ def quantize(
         timings = measure_latency(
             {"float": converted, **models}, feeds, runtime, seconds=TRIAL_SECONDS
         )
-        return {name: timings[name].median_ms / timings["float"].median_ms for name in models}
+        return {name: speedup(timings[name], timings["float"]).ratio for name in models}
 
     cost = count_cost(converted, sample, label=str(path))
     if not cost.layers:
