@@ -21,6 +21,7 @@ Neither mode can undo the work of other programs: the interval of a speed-up sho
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,8 +38,10 @@ from converter.config import Provider, Runtime
 from converter.errors import ConfigError
 from converter.runtime import open_session, run
 
-__all__ = ["Speedup", "Timing", "measure_latency", "speedup"]
+__all__ = ["OPENINGS", "Speedup", "Timing", "measure_latency", "speedup"]
 
+OPENINGS = 3
+"""Sessions of each model where a plan, a result or a comparison is timed: single ones differ by a tenth."""
 _ROUNDS_LEAST = 5
 _WARM_SECONDS = 0.02
 """Untimed runs before a burst end after this time: by then clocks and caches are warm."""
@@ -104,6 +107,7 @@ def measure_latency(
     rounds: int = 24,
     warmup: int = 3,
     spinning: bool = True,
+    openings: int = 1,
     seed: int = 0,
 ) -> dict[str, Timing]:
     """Time `models` on the same `feeds`, in turns.
@@ -126,6 +130,9 @@ def measure_latency(
         Untimed runs before each burst, from 1; fewer where they take longer than 20 ms.
     spinning : bool, default True
         Which of the two modes of this module.
+    openings : int, default 1
+        The models are opened so many times, from 1, and each opening gets its share of the rounds: what
+        one session has of good or bad luck, with memory and threads, the next one has not.
     seed : int, default 0
         Seed of the order within rounds.
 
@@ -141,28 +148,36 @@ def measure_latency(
     ConfigError, ModelError, CalibrationError
         As `converter.runtime.open_session` and `converter.runtime.run`.
     """
-    for name, value in (("seconds", seconds), ("rounds", rounds), ("warmup", warmup)):
+    for name, value in (
+        ("seconds", seconds),
+        ("rounds", rounds),
+        ("warmup", warmup),
+        ("openings", openings),
+    ):
         if value <= 0:
             raise ConfigError(f"{name} is {value}, and a timing needs more than 0; correct it")
-    sessions = {
-        name: open_session(model, runtime, spinning=spinning, label=name)
-        for name, model in models.items()
-    }
-    runs = {name: _runner(session, feeds, runtime, name) for name, session in sessions.items()}
-    slowest = max((_warmed(once, warmup) for once in runs.values()), default=0.0)
-    if slowest > 0:
-        rounds = min(rounds, max(_ROUNDS_LEAST, int(seconds / slowest)))
-    times: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in runs}
-    order = list(runs)
+    times: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in models}
     generator = np.random.default_rng(seed)
     settled = True
-    for _ in range(rounds):
-        generator.shuffle(order)
-        for name in order:
-            if spinning:
-                settled &= _settle()
-            _warmed(runs[name], warmup)
-            times[name].append(_burst(runs[name], seconds / rounds))
+    for _ in range(openings):
+        runs = {
+            name: _runner(
+                open_session(model, runtime, spinning=spinning, label=name), feeds, runtime, name
+            )
+            for name, model in models.items()
+        }
+        slowest = max((_warmed(once, warmup) for once in runs.values()), default=0.0)
+        if slowest > 0:
+            rounds = min(rounds, max(_ROUNDS_LEAST, int(seconds / slowest)))
+        order = list(runs)
+        for _ in range(math.ceil(rounds / openings)):
+            generator.shuffle(order)
+            for name in order:
+                if spinning:
+                    settled &= _settle()
+                _warmed(runs[name], warmup)
+                times[name].append(_burst(runs[name], seconds / rounds))
+        runs.clear()  # before the next ones are open
     batch = next((feed.shape[0] for feed in feeds.values() if feed.ndim), 1)
     return {
         name: _timing(bursts, batch, runtime, spinning=spinning, settled=settled)

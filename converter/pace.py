@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from converter.config import Budget, Target
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
-from converter.latency import Speedup, Timing, measure_latency, speedup
+from converter.latency import OPENINGS, Speedup, Timing, measure_latency, speedup
 from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
@@ -278,7 +278,11 @@ def time_against(
 ) -> tuple[dict[str, Timing], dict[str, Speedup]]:
     """Time models in turns with the original; also how much faster each is."""
     timings = measure_latency(
-        {"original": original, **models}, paced.feeds, paced.target.runtime, seconds=seconds
+        {"original": original, **models},
+        paced.feeds,
+        paced.target.runtime,
+        seconds=seconds,
+        openings=OPENINGS,
     )
     return timings, {name: speedup(timings["original"], timings[name]) for name in models}
 

@@ -21,7 +21,7 @@ import onnx
 from converter.calibration.sets import Batch, CalibrationSet, ModelInput, fixed_batch, padded
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ValidationError
-from converter.latency import Speedup, Timing, measure_latency, speedup
+from converter.latency import OPENINGS, Speedup, Timing, measure_latency, speedup
 from converter.model_file import EXTERNAL_ABOVE, file_digest, load_model
 from converter.planner.cost import count_cost
 from converter.runtime import declared_shape, model_inputs, open_session, run, weight_bytes
@@ -709,7 +709,12 @@ def _latency(
     feeds = _resized(next(iter(data.batches(size))), size)
     before, after = models
     timings = measure_latency(
-        {"original": before, "converted": after}, feeds, runtime, seconds=seconds, spinning=spinning
+        {"original": before, "converted": after},
+        feeds,
+        runtime,
+        seconds=seconds,
+        openings=OPENINGS,
+        spinning=spinning,
     )
     original, converted = timings["original"], timings["converted"]
     return Latency(size, original, converted, speedup(original, converted))

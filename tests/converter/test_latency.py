@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from typing import Any
 
 import numpy as np
 import onnx
@@ -101,6 +102,20 @@ def test_models_take_turns_in_changing_order(monkeypatch: pytest.MonkeyPatch) ->
     assert times["a"].runs == 24
 
 
+def test_each_opening_gets_its_share_of_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def noted(*arguments: Any, label: str, **options: Any) -> Any:
+        opened.append(label)
+        return open_session(*arguments, label=label, **options)
+
+    monkeypatch.setattr(latency, "open_session", noted)
+    models = {"a": chain(1), "b": chain(1)}
+    times = measure_latency(models, FEEDS, ONE, seconds=0.06, rounds=6, spinning=False, openings=3)
+    assert opened == ["a", "b"] * 3
+    assert [len(each.rounds_ms) for each in times.values()] == [6, 6]
+
+
 @pytest.mark.parametrize(("slowest", "rounds"), [(0.001, 40), (0.1, 20), (1.0, 5), (60.0, 5)])
 def test_a_slow_model_gets_fewer_rounds(
     monkeypatch: pytest.MonkeyPatch, slowest: float, rounds: int
@@ -195,7 +210,9 @@ def test_timings_of_two_measurements_have_no_ratio() -> None:
 # ---- refusals
 
 
-@pytest.mark.parametrize("option", [{"seconds": 0.0}, {"rounds": 0}, {"warmup": 0}])
+@pytest.mark.parametrize(
+    "option", [{"seconds": 0.0}, {"rounds": 0}, {"warmup": 0}, {"openings": 0}]
+)
 def test_settings_that_time_nothing(option: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
         measure_latency({"a": chain(1)}, FEEDS, ONE, **option)
