@@ -11,6 +11,8 @@ back as the same model.
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,9 @@ __all__ = [
     "origin_of",
 ]
 
+_LARGE = 2**24
+"""Weights of a model from which on the graphs before it are cleared away when it is read: nodes and tensors
+point at each other and hold the weights, and Python may leave them for long, since they are few objects."""
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4  # before it every initializer is a graph input as well
 
 REBUILT_FIELDS = frozenset(
@@ -109,6 +114,8 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
         Where the model holds what graphsurgeon cannot read: weights in a file that was not
         loaded, an attribute that is a list of graphs, or a text attribute that is not UTF-8.
     """
+    if sum(math.prod(tensor.dims) for tensor in initializers_of(model.graph)) > _LARGE:
+        gc.collect()
     for tensor in initializers_of(model.graph):
         _require_loaded(tensor)
     for nodes in (model.graph.node, *(function.node for function in model.functions)):

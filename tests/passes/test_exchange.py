@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,6 +243,21 @@ def test_a_renamed_constant_leaves_the_original_alone(parse: Parse) -> None:
     graph.nodes[0].inputs[1].name = "renamed"
     assert names(export_model(graph, model).graph.initializer) == ["renamed"]
     assert names(model.graph.initializer) == ["w"]
+
+
+def test_a_graph_that_is_done_with_goes_before_a_large_model_is_read(
+    parse: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = parse("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+    gc.disable()  # as if it did not run by itself for a while
+    try:
+        for limit, left in ((2**24, True), (-1, False)):
+            monkeypatch.setattr("passes.exchange._LARGE", limit)
+            done = weakref.ref(import_graph(model).nodes[0])
+            import_graph(model)
+            assert (done() is not None) is left
+    finally:
+        gc.enable()
 
 
 def test_a_skeleton_holds_small_constants_only(parse: Parse) -> None:
