@@ -22,6 +22,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 
 import converter
+from converter.calibration.sets import ModelInput
 from converter.cli import app, project_settings
 from converter.latency import Speedup, Timing
 from converter.outcome import Latency, Stage
@@ -139,7 +140,11 @@ def settings() -> str:
     for table, keys in tables.items():
         lines += [f"## `[{table}]`" if table else "## At the top", ""]
         for key, rule in keys.items():
-            lines += [_line(key, _kind(rule), rule.get("default")), f":   {rule['description']}", ""]
+            lines += [
+                _line(key, _kind(rule), rule.get("default")),
+                f":   {rule['description']}",
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -162,8 +167,8 @@ class Report:
 
     Attributes
     ----------
-    format : str or None
-        Value of its key `format`; None where it has none.
+    format : str
+        Value of its key `format`.
     written_by : str
         Commands, in Markdown.
     classes : tuple of type
@@ -174,7 +179,7 @@ class Report:
         Fields that are not written.
     """
 
-    format: str | None
+    format: str
     written_by: str
     classes: tuple[type, ...]
     derived: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -182,6 +187,12 @@ class Report:
 
 
 REPORTS = (
+    Report(
+        "twofold-inspection-1",
+        "`inspect --json`",
+        (converter.Inspection, ModelInput, converter.LayerInspection),
+        {"Inspection": ("convertible_macs",), "LayerInspection": ("convertible",)},
+    ),
     Report(
         "twofold-conversion-2",
         "`convert`, `run`",
@@ -209,7 +220,10 @@ REPORTS = (
         {"Verdict": ("passed", "speedup"), "GateResult": ("passed", "bound", "figure")},
     ),
     Report(
-        "twofold-recovery-1", "`recover --json`", (converter.Recovered, Judgement), omitted=("model",)
+        "twofold-recovery-1",
+        "`recover --json`",
+        (converter.Recovered, Judgement),
+        omitted=("model",),
     ),
     Report(
         "twofold-quantization-1",
@@ -217,8 +231,14 @@ REPORTS = (
         (converter.Quantized, Deviation, Trial, LeftInFloat, InTurns),
         omitted=("model",),
     ),
+    Report(
+        "twofold-difference-1",
+        "`diff --json`",
+        (converter.Difference, converter.Change),
+        {"Difference": ("alike",)},
+    ),
 )
-"""Every report whose format has a number."""
+"""Every report that commands write."""
 
 
 def report_fields() -> str:
@@ -242,7 +262,8 @@ def _rows(kind: Any, report: Report) -> Iterator[str]:
     said = _attributes(kind)
     for field in dataclasses.fields(kind):
         if field.name not in report.omitted:
-            yield _row(field.name, str(field.type), said.get(field.name, ""))
+            choices, meaning = said.get(field.name, ("", ""))
+            yield _row(field.name, choices or str(field.type), meaning)
     for name in report.derived.get(kind.__name__, ()):
         getter = getattr(kind, name).fget
         yield _row(name, str(inspect.get_annotations(getter)["return"]), _first_line(getter))
@@ -255,11 +276,14 @@ def _row(name: str, kind: str, meaning: str) -> str:
     return f"| `{name}` | `{kind}` | {plain} |"
 
 
-def _attributes(kind: type) -> dict[str, str]:
-    """Give what the docstring says of each attribute."""
+def _attributes(kind: type) -> dict[str, tuple[str, str]]:
+    """Give what the docstring says of each attribute: its values where they are listed, and its meaning."""
     text = griffe.Docstring(inspect.getdoc(kind) or "")
     return {
-        name: each.description
+        name: (
+            str(each.annotation) if str(each.annotation).startswith("{") else "",
+            each.description,
+        )
         for section in griffe.parse_numpy(text, warnings=False)
         if section.kind is griffe.DocstringSectionKind.attributes
         for each in section.value
