@@ -11,14 +11,14 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint wheel reference schema clean
+.PHONY: setup demo test lint docs wheel reference schema clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		--constraint constraints.txt --editable '.[dev]'
+		--constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 demo: $(READY)
@@ -35,6 +35,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Without any network; needs Python 3.11. `$(BIN)/python -m mkdocs serve` shows them while they are written.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the docs are in site/: open site/index.html"
+
 wheel: $(READY)
 	$(BIN)/python -m tools.check_wheel $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
@@ -45,4 +51,4 @@ schema: $(READY)
 	$(BIN)/python -m tools.schema
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
