@@ -27,11 +27,11 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # its stu
 )
 
 from converter.errors import ConfigError, ModelError
+from converter.limits import WEIGHTS_GIB
 
 __all__ = [
     "EXTERNAL_ABOVE",
     "PROTOBUF_LIMIT",
-    "WEIGHTS_LIMIT",
     "check_output_path",
     "file_digest",
     "load_model",
@@ -46,9 +46,6 @@ PROTOBUF_LIMIT = 2**31 - 1
 
 EXTERNAL_ABOVE = 2**31 - 2**26
 """Weights of more bytes than this go to a file of their own; 64 MiB are left to the graph."""
-
-WEIGHTS_LIMIT = 2**34
-"""Most bytes of external data that a model may ask for: a bound on what loading keeps in memory."""
 
 _EXTERNAL_TENSOR = 1024  # bytes; smaller tensors stay inside the model, as in onnx
 _ALIGNMENT = 4096  # bytes; a page, so that a runtime can map the weights
@@ -380,10 +377,10 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> bool:
         if tensor.data_location == _T.EXTERNAL
     ]
     total = sum(region.length for region in regions)
-    if total > WEIGHTS_LIMIT:
+    if total > WEIGHTS_GIB.value << 30:
         raise ModelError(
-            f"the external data of {path} has {total} bytes, above the bound of {WEIGHTS_LIMIT}; "
-            "give a smaller model"
+            f"the external data of {path} has {total} bytes, more than {WEIGHTS_GIB.value} GiB; give a "
+            f"smaller model, or {WEIGHTS_GIB}"
         )
     for region in regions:
         region.tensor.raw_data = _read_region(region, path)

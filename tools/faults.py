@@ -285,8 +285,8 @@ def _mounted(options: str) -> Iterator[Path | None]:
     """Mount a file system in memory; None where that is not allowed."""
     with tempfile.TemporaryDirectory() as name:
         command = ["mount", "-t", "tmpfs", "-o", options, "twofold", name]
-        mounted = (
-            shutil.which("mount") and not subprocess.run(command, capture_output=True).returncode
+        mounted = bool(shutil.which("mount")) and (
+            subprocess.run(command, capture_output=True, check=False).returncode == 0
         )
         try:
             yield Path(name) if mounted else None
@@ -304,8 +304,8 @@ def _section(found: dict[str, dict[str, int] | str], seeded: int, seconds: float
         f"`python -m tools.faults --kills {tally.total()} --seed {seeded}`: a conversion with `--work` that "
         f"takes {seconds:.0f} seconds. {machine_line()}.",
         "",
-        "- After each fault the input was untouched and the output absent or whole, and the next run ended with "
-        "the very file of an undisturbed one.",
+        "- After each fault the input was untouched and the output absent or whole, and the next run ended "
+        "with the very file of an undisturbed one.",
         f"- **Killed with SIGKILL at {tally.total()} random moments: "
         + ", ".join(f"{count} {stage}" for stage, count in tally.most_common())
         + ".**",

@@ -37,6 +37,7 @@ from converter.calibration.images import (
 )
 from converter.config import Preprocessing, Runtime
 from converter.errors import CalibrationError
+from converter.limits import SAMPLE_MIB, SAMPLES
 from converter.model_file import file_digest
 
 __all__ = [
@@ -59,8 +60,6 @@ __all__ = [
 KEPT_BYTES = 2**30
 """Most bytes that are kept of a data reader that cannot start again."""
 
-_READER_SAMPLES = 10**7  # a reader that gives more is taken for one that never ends
-_SAMPLE_BYTES = 2**30  # bound on one sample of an array file, which may claim any shape
 _LOOK_AHEAD_BYTES = 2**26  # decoded images that wait for their batch
 _WORKERS = 4
 
@@ -597,9 +596,14 @@ class _Stack:
             raise CalibrationError(f"{where} of shape {shape} holds no samples; save some")
         if start + math.prod(shape) * dtype.itemsize > size:
             raise CalibrationError(f"{where} is truncated; save it again")
-        if math.prod(shape[1:]) * dtype.itemsize > _SAMPLE_BYTES:
+        if math.prod(shape[1:]) * dtype.itemsize > SAMPLE_MIB.value << 20:
             raise CalibrationError(
-                f"{where} of shape {shape} has samples of more than 1 GiB; save smaller ones"
+                f"{where} of shape {shape} has samples of more than {SAMPLE_MIB.value} MiB; save smaller "
+                f"ones, or {SAMPLE_MIB}"
+            )
+        if shape[0] > SAMPLES.value:
+            raise CalibrationError(
+                f"{where} of shape {shape} has more than {SAMPLES.value} samples; save fewer, or {SAMPLES}"
             )
         return cls(path, member, shape, dtype, start)
 
@@ -892,10 +896,10 @@ class ReaderSet(_SampleSet):
         while (feeds := self._reader.get_next()) is not None:
             for sample in self._samples_of(feeds, item):
                 given += 1
-                if given > _READER_SAMPLES:
+                if given > SAMPLES.value:
                     raise CalibrationError(
-                        f"the data reader {self._kind} gives more than {_READER_SAMPLES} samples; "
-                        "make get_next() return None at the end"
+                        f"the data reader {self._kind} gives more than {SAMPLES.value} samples; "
+                        f"make get_next() return None at the end, or {SAMPLES}"
                     )
                 yield sample
             item += 1
