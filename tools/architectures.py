@@ -225,7 +225,7 @@ def alexnet() -> nn.Module:
         *(nn.Conv2d(3, 24, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
         *(nn.Conv2d(24, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
         *(nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 32, 3, padding=1), nn.ReLU()),
-        *(nn.Flatten(), nn.Dropout(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(288, 64), nn.ReLU(), nn.Linear(64, 10)),
     )
 
 

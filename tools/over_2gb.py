@@ -133,8 +133,8 @@ def _section(found: dict[str, float]) -> list[str]:
         "",
         f"- Model: {found['model_mib']:,.0f} MiB. Converted: {found['converted']:.0f} of "
         f"{found['layers']:.0f} layers, MACs ÷ {found['macs']:.2f}; the last layer is too wide and stays.",
-        f"- **{found['seconds']:.0f} seconds, {found['peak_mib']:,.0f} MiB at most**; bound: {BOUND} times the "
-        f"model and 1 GiB, {found['bound_mib']:,.0f} MiB.",
+        f"- **{found['seconds']:.0f} seconds, {found['peak_mib']:,.0f} MiB at most**; bound: {BOUND} times "
+        f"the model and 1 GiB, {found['bound_mib']:,.0f} MiB.",
         f"- Squared error of the scores on 4 other images, relative to their variance: {found['error']:.2g}.",
     ]
 

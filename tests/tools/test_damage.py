@@ -33,9 +33,10 @@ def test_damage_is_drawn_from_its_seed_and_does_damage() -> None:
 def test_what_is_neither_read_nor_refused_with_a_sentence_is_a_fault(tmp_path: Path) -> None:
     def raising(error: Exception) -> Kind:
         def read(path: Path) -> None:
+            del path
             raise error
 
-        return Kind("x", 1, lambda folder: None, read)
+        return Kind("x", 1, read, read)
 
     assert damage._fault(raising(ConfigError("it is wrong; correct it")), tmp_path) is None
     assert damage._fault(raising(ConfigError("two\nlines")), tmp_path)

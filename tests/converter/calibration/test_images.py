@@ -239,9 +239,11 @@ def test_a_large_image_is_read_where_the_limit_is_lifted(
     monkeypatch.setenv("TWOFOLD_MAX_PIXELS", "1199")
     assert "set TWOFOLD_MAX_PIXELS above 1199" in refused(path)
     monkeypatch.setenv("TWOFOLD_MAX_PIXELS", "1200")
-    assert open_image(path).size == (40, 30)
+    with open_image(path) as image:
+        assert image.size == (40, 30)
     monkeypatch.setenv("TWOFOLD_MAX_PIXELS", "300000000")
-    assert open_image(bomb(tmp_path / "wide.ppm", 1000, 250_000)).height == 250_000
+    with open_image(bomb(tmp_path / "wide.ppm", 1000, 250_000)) as image:
+        assert image.height == 250_000
 
 
 def test_bombs_are_refused_where_pillow_s_own_check_is_off(
