@@ -297,7 +297,21 @@ def _parsed(data: bytes, path: Path) -> onnx.ModelProto:
     # Bytes of something else may pass as a message of unknown fields.
     if not model.ir_version and not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model; give a file that ONNX exported")
+    _require_text(model, path)
     return model
+
+
+def _require_text(message: Message, path: Path) -> None:
+    """Refuse text that is not UTF-8, which protobuf gives as bytes and every name could be."""
+    for field, value in message.ListFields():
+        items = [value] if isinstance(value, (Message, str, bytes)) else value
+        if field.type == field.TYPE_MESSAGE:
+            for item in items:
+                _require_text(item, path)
+        elif field.type == field.TYPE_STRING and not all(isinstance(item, str) for item in items):
+            raise ModelError(
+                f"{path} has a {field.name} that is not UTF-8; the file is damaged, or export it again"
+            )
 
 
 def _check_with_onnx(model: onnx.ModelProto | bytes, path: Path) -> None:

@@ -345,13 +345,13 @@ def _write_images(folder: Path) -> None:
         image.save(folder / f"image.{suffix}")
     image.convert("P").save(folder / "palette.png")
     image.convert("LA").save(folder / "transparent.png")
-    image.convert("I").save(folder / "deep.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) << 8).save(folder / "deep.png")
     image.save(folder / "packed.tiff", compression="tiff_lzw")
     image.save(folder / "progressive.jpg", progressive=True)
 
 
 def _read_image(path: Path) -> None:
-    folder = path.parent / "images"
+    folder = path.parent / "one image"
     folder.mkdir(exist_ok=True)
     for old in folder.iterdir():
         old.unlink()

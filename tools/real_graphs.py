@@ -38,12 +38,11 @@ from torch import nn
 
 import converter
 from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSettings, Target
-from converter.errors import ConverterError, ModelError
+from converter.errors import ConfigError, ConverterError, ModelError
 from converter.model_file import load_model, save_model
+from converter.preparation import normalised
 from converter.runtime import model_inputs, open_session
 from models import settle_norms
-from passes.base import PassError
-from passes.exchange import import_graph
 from passes.layers import find_layers
 from tools.architectures import ARCHITECTURES, Architecture, Lambda
 from tools.exact import in_rotation, split_all
@@ -305,11 +304,12 @@ def examine(
     """
     try:
         model = load_model(path)
-        layers = find_layers(import_graph(model))
-    except (ModelError, PassError) as error:
-        row.left_alone = str(error)
+        layers = find_layers(normalised(model, path)[0])
+    except ModelError as error:
+        row.left_alone = str(error).replace(str(path), "it")
         return
     row.layers = len(layers)
+    reasons = [layer.reason for layer in layers if layer.reason]
     try:
         inputs = model_inputs(model)
         feeds = _random_feeds(inputs, SAMPLES, seed=1)
@@ -320,7 +320,8 @@ def examine(
     except _WrongError as error:
         row.wrong = str(error)
     except ConverterError as error:
-        row.left_alone = str(error)
+        all_kept = reasons and len(reasons) == len(layers)
+        row.left_alone = reasons[0] if all_kept else str(error).replace(str(path), "it")
     except Exception as error:  # noqa: BLE001  # a traceback is what is looked for
         row.wrong = f"{type(error).__name__}: {error}"
 
@@ -398,23 +399,25 @@ def _converted(
 
 
 def _at_a_budget(path: Path, calib: Path, out: Path) -> Conversion:
-    for factor in FACTORS:
+    for factor in FACTORS[:-1]:
         try:
-            return converter.convert(
-                path,
-                calib,
-                out,
-                Budget(macs=factor),
-                calibration=CalibrationSettings(batch=8, patches=512),
-                solver=SolverSettings(iterations=4, polish=2),
-                target=Target(Runtime(threads=1), 1),
-                timing=False,
-            )
-        except converter.ConfigError as error:
-            if factor == FACTORS[-1]:
-                raise
-            last = error
-    raise last
+            return _convert(path, calib, out, factor)
+        except ConfigError:
+            continue
+    return _convert(path, calib, out, FACTORS[-1])
+
+
+def _convert(path: Path, calib: Path, out: Path, factor: float) -> Conversion:
+    return converter.convert(
+        path,
+        calib,
+        out,
+        Budget(macs=factor),
+        calibration=CalibrationSettings(batch=8, patches=512),
+        solver=SolverSettings(iterations=4, polish=2),
+        target=Target(Runtime(threads=1), 1),
+        timing=False,
+    )
 
 
 def _kind(reason: str) -> str:

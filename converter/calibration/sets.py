@@ -8,13 +8,10 @@ again, whose samples are kept within a bound.
 from __future__ import annotations
 
 import hashlib
-import lzma
 import math
 import os
 import stat
-import tokenize
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -29,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from converter.array_file import UNREADABLE
 from converter.calibration.images import (
     IMAGE_SUFFIXES,
     arrange_image,
@@ -62,22 +60,6 @@ KEPT_BYTES = 2**30
 
 _LOOK_AHEAD_BYTES = 2**26  # decoded images that wait for their batch
 _WORKERS = 4
-
-# What numpy's header reader, zipfile and the decompressors raise on damaged files.
-_UNREADABLE_ARRAY = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 
 _Digest: TypeAlias = "hashlib._Hash"
 
@@ -766,7 +748,7 @@ def _reading(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int]]:
         else:
             with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
                 yield file, archive.getinfo(f"{member}.npy").file_size
-    except _UNREADABLE_ARRAY as error:
+    except UNREADABLE as error:
         raise CalibrationError(_unreadable(_where(path, member), error)) from error
 
 
@@ -774,7 +756,7 @@ def _keys_of(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except _UNREADABLE_ARRAY as error:
+    except UNREADABLE as error:
         raise CalibrationError(_unreadable(str(path), error)) from error
     return sorted(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 

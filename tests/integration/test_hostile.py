@@ -22,12 +22,13 @@ def saved(
     nodes: list[onnx.NodeProto],
     weights: list[TensorProto],
     shape: tuple[int | str, ...] = ("batch", 3, 8, 8),
+    rank: int = 4,
 ) -> Path:
     graph = oh.make_graph(
         nodes,
         "net",
         [oh.make_tensor_value_info("x", FLOAT, list(shape))],
-        [oh.make_tensor_value_info("y", FLOAT, None)],
+        [oh.make_tensor_value_info("y", FLOAT, [None] * rank)],
         weights,
     )
     model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
@@ -93,7 +94,7 @@ def test_values_that_would_be_made_huge_are_not_made(tmp_path: Path) -> None:
 def nested(depth: int) -> onnx.NodeProto:
     inner = oh.make_node("Identity", ["x"], ["y"])
     for _ in range(depth):
-        out = oh.make_tensor_value_info("y", FLOAT, None)
+        out = oh.make_tensor_value_info("y", FLOAT, [None] * 4)
         body = oh.make_graph([inner], "body", [], [out])
         inner = oh.make_node("If", ["which"], ["y"], then_branch=body, else_branch=body)
     return inner
@@ -139,7 +140,8 @@ def test_a_layer_with_too_many_outputs_is_kept(tmp_path: Path) -> None:
         oh.make_node("Flatten", ["x"], ["f"]),
         oh.make_node("Gemm", ["f", "wide"], ["y"], transB=1),
     ]
-    (layer,) = converter.inspect(saved(tmp_path / "wide.onnx", nodes, [weight])).layers
+    path = saved(tmp_path / "wide.onnx", nodes, [weight], rank=2)
+    (layer,) = converter.inspect(path).layers
     assert layer.reason == "it has 20000 outputs, more than 16384"
 
 
