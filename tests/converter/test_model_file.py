@@ -652,3 +652,12 @@ def test_the_digest_of_a_model_in_one_file_is_the_files(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(conv_model(), path)
     assert model_digest(path) == file_digest(path)
+
+
+@pytest.mark.parametrize("text", [b"weights.bin", b"location"])
+def test_text_that_is_not_utf_8_is_refused(external: Callable[..., Path], text: bytes) -> None:
+    path = external()
+    content = path.read_bytes()
+    assert text in content
+    path.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    assert "not UTF-8" in refused(path)
