@@ -56,7 +56,7 @@ def unit(
 ) -> nn.Sequential:
     """Conv, BatchNorm and activation, padded so that a stride of 1 keeps the size."""
     kernels = (kernel, kernel) if isinstance(kernel, int) else kernel
-    pads = tuple(dilation * (each - 1) // 2 for each in kernels)
+    pads = (dilation * (kernels[0] - 1) // 2, dilation * (kernels[1] - 1) // 2)
     conv = nn.Conv2d(
         inputs, outputs, kernels, stride, pads, dilation=dilation, groups=groups, bias=False
     )
@@ -518,7 +518,8 @@ def coatnet() -> nn.Module:
 def ssd() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = levels(parts["stages"], x)[1:]  # type: ignore[arg-type]
-        boxes, scores = [], []
+        boxes: list[Tensor] = []
+        scores: list[Tensor] = []
         for number, each in enumerate(maps):
             for found, kind, width in ((boxes, "boxes", 4), (scores, "scores", 5)):
                 answer = parts[f"{kind}{number}"](each).permute(0, 2, 3, 1)
@@ -687,7 +688,7 @@ def yolov8() -> nn.Module:
 
     def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
         answers = torch.cat([each.flatten(2) for each in yolo_maps(parts, x)], 2)
-        distances, scores = answers.split((32, 5), 1)
+        distances, scores = answers[:, :32], answers[:, 32:]
         spread = distances.reshape(distances.shape[0], 4, 8, -1).softmax(2)
         steps = torch.arange(8, dtype=torch.float32).reshape(1, 1, 8, 1)
         return torch.cat([(spread * steps).sum(2), scores.sigmoid()], 1)

@@ -71,7 +71,7 @@ class Place:
 
     def start(self, out: Path, work: Path, *, limit: str = "") -> Run:
         """Start a conversion; `limit` is what `ulimit` of a shell is given."""
-        command = [
+        command: list[str | Path] = [
             *(sys.executable, "-m", "converter", "convert", self.folder / "model.onnx"),
             *("--calib", self.folder / "images.npy", "--out", out, "--macs", "4", "--no-timing"),
             *(

@@ -8,6 +8,7 @@ nothing reads, opsets 11 to 23.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ MOST_NODES = 10
 MOST_CHANNELS, MOST_SIDE = 12, 13
 
 Array = NDArray[np.float32]
+_T = TypeVar("_T")
 
 
 @st.composite
@@ -118,7 +120,7 @@ class _Drawn:
         group = self._one_of(1, 1, 1, 1, *(g for g in (2, 3, channels) if channels % g == 0))
         outputs = group * self._number(1, max(1, MOST_CHANNELS // group))
         shape = (outputs, channels // group, *kernel)
-        attributes: dict[str, object] = {"group": group, "kernel_shape": kernel}
+        attributes: dict[str, Any] = {"group": group, "kernel_shape": kernel}
         if self._chance(8):
             del attributes["kernel_shape"]
         if auto == "NOTSET":
@@ -273,12 +275,12 @@ class _Drawn:
         return name
 
     def _image_node(
-        self, op: str, operands: list[str], shape: tuple[int, ...], **attributes: object
+        self, op: str, operands: list[str], shape: tuple[int, ...], **attributes: Any
     ) -> None:
         channels, height, width = shape
         self.images[self._node(op, operands, **attributes)] = (channels, height, width)
 
-    def _node(self, op: str, operands: list[str], **attributes: object) -> str:
+    def _node(self, op: str, operands: list[str], **attributes: Any) -> str:
         output = f"t{len(self.nodes)}"
         name = "" if self._chance(6) else f"{op.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, operands, [output], name=name, **attributes))
@@ -298,7 +300,7 @@ class _Drawn:
     def _normal(self, *shape: int) -> Array:
         return self.random.normal(size=shape).astype(np.float32)
 
-    def _one_of(self, *values):  # type: ignore[no-untyped-def]
+    def _one_of(self, *values: _T) -> _T:
         return self.draw(st.sampled_from(values))
 
     def _number(self, low: int, high: int) -> int:

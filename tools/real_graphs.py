@@ -199,7 +199,8 @@ def export(architecture: Architecture, path: Path, opset: int, *, new: bool) -> 
                 _export_as(net, architecture, examples, path, each, new)
             except torch.onnx.errors.UnsupportedOperatorError:
                 continue
-        return onnx.load(path).opset_import[0].version
+        written: int = onnx.load(path).opset_import[0].version
+        return written
     raise ValueError(f"{architecture.name} cannot be exported from opset {opset} on")
 
 
@@ -267,13 +268,13 @@ def backend_cases() -> Iterator[tuple[str, onnx.ModelProto, Feeds]]:
         warnings.simplefilter("ignore")
         cases = collect_testcases(None)
     for case in sorted(cases, key=lambda case: case.name):
-        if case.model is not None and has_linear(case.model):
+        if case.model is not None and case.data_sets and has_linear(case.model):
             names = [value.name for value in case.model.graph.input]
             arrays = case.data_sets[0][0]
             yield case.name, case.model, dict(zip(names, map(np.asarray, arrays), strict=False))
     for kind in ("pytorch-converted", "pytorch-operator", "simple"):
         for case in load_model_tests(kind=kind):
-            folder = Path(case.model_dir)
+            folder = Path(case.model_dir or "")
             model = onnx.load(folder / "model.onnx")
             if not has_linear(model):
                 continue

@@ -51,11 +51,10 @@ def test_the_smallest_graph_that_fails_is_kept(
 ) -> None:
     def refuse(given: onnx.ModelProto, turn: int) -> int:
         del turn
-        assert not any(node.op_type == "Add" for node in given.graph.node), "it has an Add"
-        return 0
+        raise AssertionError(f"{len(given.graph.node)} nodes are too many")
 
     monkeypatch.setattr(fuzz, "check_surgery", refuse)
-    with pytest.raises(AssertionError, match="it has an Add"):
-        try_graphs(100, seeded=0, failing=tmp_path / "kept" / "graph.onnx")
+    with pytest.raises(AssertionError, match="nodes are too many"):
+        try_graphs(5, seeded=0, failing=tmp_path / "kept" / "graph.onnx")
     kept = onnx.load(tmp_path / "kept" / "graph.onnx")
-    assert len(kept.graph.node) <= 3
+    assert len(kept.graph.node) <= 4
