@@ -32,6 +32,8 @@ class Architecture:
     outputs : int
     free_size : bool
         Whether height and width may vary.
+    jumps : bool
+        Whether outputs jump (by comparisons, TopK): a small error may then change them wholly.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Architecture:
     inputs: tuple[tuple[int, ...], ...] = ((3, 32, 32),)
     outputs: int = 1
     free_size: bool = False
+    jumps: bool = False
 
 
 # Blocks --------------------------------------------------------------------------------------
@@ -978,8 +981,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("SSD", "detection", ssd, outputs=2),
     Architecture("RetinaNet", "detection", retinanet, outputs=2),
     Architecture("FCOS", "detection", fcos, outputs=4),
-    Architecture("Faster R-CNN, proposals", "detection", region_proposals, outputs=2),
-    Architecture("CenterNet", "detection", centernet, outputs=3),
+    Architecture("Faster R-CNN, proposals", "detection", region_proposals, outputs=2, jumps=True),
+    Architecture("CenterNet", "detection", centernet, outputs=3, jumps=True),
     Architecture("YOLOv5", "detection", yolov5, ((3, 64, 64),), outputs=2),
     Architecture("YOLOv8", "detection", yolov8),
     Architecture("U-Net, transposed", "segmentation", unet_transposed, free_size=True),

@@ -17,7 +17,7 @@ from tools.real_graphs import Row, backend_cases, examine, export
 
 @pytest.mark.parametrize(
     ("name", "opset", "new"),
-    [("ESPCN", 11, False), ("Two streams", 13, False), ("CenterNet", 18, True)],
+    [("ESPCN", 11, False), ("Two streams", 13, False), ("FCOS", 18, True)],
 )
 def test_a_graph_is_converted_and_keeps_its_interface(
     tmp_path: Path, name: str, opset: int, new: bool
