@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,17 +17,26 @@ from numpy.typing import NDArray
 
 from converter.model_file import write_bytes_atomically
 
-__all__ = ["DamagedFileError", "load_arrays", "save_arrays"]
+__all__ = ["UNREADABLE", "DamagedFileError", "load_arrays", "save_arrays"]
 
 MOST_BYTES = 2**32
 """Of a file that is read."""
 
 _ABOUT = "about"
-_DAMAGED = (
-    *(OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, MemoryError),
-    *(NotImplementedError, RecursionError, RuntimeError, zipfile.BadZipFile, zlib.error),
+UNREADABLE = (
+    *(
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        AttributeError,
+        MemoryError,
+        RuntimeError,
+    ),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-"""What zipfile, numpy and json raise on damaged files."""
+"""What zipfile, its decompressors, numpy's reader of headers and json raise on damaged files."""
 
 
 class DamagedFileError(Exception):
@@ -66,7 +77,7 @@ def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             with np.load(stream, allow_pickle=False) as kept:
                 about = json.loads(bytes(kept[_ABOUT]).decode())
                 arrays = {name: kept[name] for name in kept.files if name != _ABOUT}
-    except _DAMAGED as error:
+    except UNREADABLE as error:
         raise DamagedFileError(f"{path} cannot be read ({type(error).__name__})") from error
     if not isinstance(about, dict):
         raise DamagedFileError(f"{path} was not written by Twofold")

@@ -15,6 +15,8 @@ __all__ = ["Change", "Difference", "diff"]
 
 LARGEST = 2**28
 """Bytes of the largest report that is read."""
+DEEPEST = 32
+"""Most lists and objects of a report that lie in each other."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _report(path: Path) -> dict[str, Any]:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON; give a report of a conversion") from error
+    if _deeper_than(content, DEEPEST):
+        raise ConfigError(f"{path} is nested deeper than any report; give a report of a conversion")
     fault = next(Draft202012Validator(_RULES).iter_errors(content), None)
     if fault is not None:
         where = ".".join(map(str, fault.absolute_path)) or "its top"
@@ -153,6 +157,19 @@ def _report(path: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = content
     return found
+
+
+def _deeper_than(value: Any, most: int) -> bool:
+    """Whether lists and objects lie in each other more than `most` times; level by level."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
 
 
 def _changes(

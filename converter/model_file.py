@@ -27,11 +27,11 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # its stu
 )
 
 from converter.errors import ConfigError, ModelError
+from converter.limits import WEIGHTS_GIB
 
 __all__ = [
     "EXTERNAL_ABOVE",
     "PROTOBUF_LIMIT",
-    "WEIGHTS_LIMIT",
     "check_output_path",
     "file_digest",
     "load_model",
@@ -46,9 +46,6 @@ PROTOBUF_LIMIT = 2**31 - 1
 
 EXTERNAL_ABOVE = 2**31 - 2**26
 """Weights of more bytes than this go to a file of their own; 64 MiB are left to the graph."""
-
-WEIGHTS_LIMIT = 2**34
-"""Most bytes of external data that a model may ask for: a bound on what loading keeps in memory."""
 
 _EXTERNAL_TENSOR = 1024  # bytes; smaller tensors stay inside the model, as in onnx
 _ALIGNMENT = 4096  # bytes; a page, so that a runtime can map the weights
@@ -300,7 +297,21 @@ def _parsed(data: bytes, path: Path) -> onnx.ModelProto:
     # Bytes of something else may pass as a message of unknown fields.
     if not model.ir_version and not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model; give a file that ONNX exported")
+    _require_text(model, path)
     return model
+
+
+def _require_text(message: Message, path: Path) -> None:
+    """Refuse text that is not UTF-8, which protobuf gives as bytes and every name could be."""
+    for field, value in message.ListFields():
+        items = [value] if isinstance(value, (Message, str, bytes)) else value
+        if field.type == field.TYPE_MESSAGE:
+            for item in items:
+                _require_text(item, path)
+        elif field.type == field.TYPE_STRING and not all(isinstance(item, str) for item in items):
+            raise ModelError(
+                f"{path} has a {field.name} that is not UTF-8; the file is damaged, or export it again"
+            )
 
 
 def _check_with_onnx(model: onnx.ModelProto | bytes, path: Path) -> None:
@@ -380,10 +391,10 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> bool:
         if tensor.data_location == _T.EXTERNAL
     ]
     total = sum(region.length for region in regions)
-    if total > WEIGHTS_LIMIT:
+    if total > WEIGHTS_GIB.value << 30:
         raise ModelError(
-            f"the external data of {path} has {total} bytes, above the bound of {WEIGHTS_LIMIT}; "
-            "give a smaller model"
+            f"the external data of {path} has {total} bytes, more than {WEIGHTS_GIB.value} GiB; give a "
+            f"smaller model, or {WEIGHTS_GIB}"
         )
     for region in regions:
         region.tensor.raw_data = _read_region(region, path)

@@ -26,6 +26,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from converter.calibration.sets import ModelInput
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
+from converter.limits import SAMPLE_MIB
 from converter.model_file import save_model
 
 __all__ = [
@@ -193,8 +194,8 @@ def model_inputs(
     Raises
     ------
     ModelError
-        Where an input is not a tensor of booleans, integers or float16/32/64, or its rank is not
-        known.
+        Where an input is not a tensor of booleans, integers or float16/32/64, its rank is not known, or
+        its shape is larger than `limits.SAMPLE_MIB`.
     """
     if isinstance(model, onnx.ModelProto):
         given = {tensor.name for tensor in model.graph.initializer}
@@ -223,6 +224,12 @@ def _proto_input(value: onnx.ValueInfoProto, label: str) -> ModelInput:
             f"{label}: the rank of input '{value.name}' is not known; export it with a shape"
         )
     kind = _known_type(_array_type(value.type.tensor_type.elem_type), value.name, label)
+    size = math.prod(side for side in shape if isinstance(side, int)) * kind.itemsize
+    if size > SAMPLE_MIB.value << 20:
+        raise ModelError(
+            f"{label}: input '{value.name}' takes {size >> 20} MiB at once, more than "
+            f"{SAMPLE_MIB.value}; export it with a smaller shape, or {SAMPLE_MIB}"
+        )
     return ModelInput(value.name, shape, kind)
 
 

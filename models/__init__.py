@@ -10,7 +10,7 @@ from __future__ import annotations
 from models.catalog import NETWORKS, Network, build
 from models.errors import ExportError, NetworkError, WeightsError
 from models.export import Exported, export_onnx
-from models.weights import initialise, load_weights
+from models.weights import initialise, load_weights, settle_norms
 
 __all__ = [
     "NETWORKS",
@@ -23,4 +23,5 @@ __all__ = [
     "export_onnx",
     "initialise",
     "load_weights",
+    "settle_norms",
 ]

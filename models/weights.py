@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.errors import WeightsError
 from models.googlenet import GoogLeNet
 
-__all__ = ["initialise", "load_weights", "read_plain", "read_state_dict"]
+__all__ = ["initialise", "load_weights", "read_plain", "read_state_dict", "settle_norms"]
 
 _WRAPPERS = ("state_dict", "model", "net")
 _PREFIX = "module."
@@ -170,14 +170,18 @@ def initialise(net: nn.Module, seed: int, *, size: int, channels: int = 3) -> No
     He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", arXiv:1502.01852, equation 10.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     coarse = torch.randn(8, channels, 8, 8, generator=generator)
-    images = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    settle_norms(net, nn.functional.interpolate(coarse, size=(size, size), mode="bilinear"))
+
+
+def settle_norms(net: nn.Module, *inputs: torch.Tensor) -> None:
+    """Give each BatchNorm of `net` the statistics of what it gets on `inputs`; ends in eval mode."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     net.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -186,7 +190,7 @@ def initialise(net: nn.Module, seed: int, *, size: int, channels: int = 3) -> No
         norm.train()
     with torch.no_grad():
         if norms:
-            net(images)
+            net(*inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

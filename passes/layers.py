@@ -32,9 +32,12 @@ from passes.wiring import (
     per_output,
 )
 
-__all__ = ["Layer", "find_layers"]
+__all__ = ["WIDEST", "Layer", "find_layers"]
 
 Array = NDArray[np.generic]
+
+WIDEST = 16_384
+"""Most outputs of a layer that is converted: how its errors count takes the square of that, 2 GiB."""
 
 _FIRST_OPSET = 7  # before it Gemm and Add broadcast by attributes
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -309,6 +312,8 @@ def _weight(node: gs.Node) -> Array:
         raise _NotConvertibleError(f"its weight of shape {list(stored.shape)} is empty")
     if not np.isfinite(stored).all():
         raise _NotConvertibleError("its weight holds NaN or infinity")
+    if len(weight) > WIDEST:
+        raise _NotConvertibleError(f"it has {len(weight)} outputs, more than {WIDEST}")
     alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
     if alpha != 1.0:
         weight = (weight.astype(np.float64) * alpha).astype(np.float32)

@@ -23,10 +23,10 @@ from PIL import Image, ImageOps
 
 from converter.config import PRESETS, Preprocessing, preset_resize
 from converter.errors import CalibrationError
+from converter.limits import PIXELS
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "PIXEL_LIMIT",
     "THUMBNAIL_SIDE",
     "arrange_image",
     "open_image",
@@ -51,9 +51,6 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """What the names of image files end with, in lower case."""
-
-PIXEL_LIMIT = 89_478_485
-"""Most pixels of an image, before and after its resize: Pillow's own bound, 256 MiB of RGB."""
 
 THUMBNAIL_SIDE = 128
 """Longer side of a small copy in pixels: sharp at the size at which a report shows it."""
@@ -175,22 +172,32 @@ def open_image(source: Path) -> Image.Image:
     Raises
     ------
     CalibrationError
-        Where the file is no image of a known format or has more than `PIXEL_LIMIT` pixels.
+        Where the file is no image of a known format or has more pixels than `limits.PIXELS`.
     """
     try:
         # Pillow warns of large images before anything can be asked of them. The warning becomes an
         # exception here alone, since its limit is a setting of the whole program.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _pixel_limit(PIXELS.value):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(source, formats=_FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise CalibrationError(_too_large(source)) from error
     except _UNREADABLE as error:
         raise CalibrationError(_unreadable(source, error)) from error
-    if image.width * image.height > PIXEL_LIMIT:
+    if image.width * image.height > PIXELS.value:
         image.close()
         raise CalibrationError(_too_large(source))
     return image
+
+
+@contextmanager
+def _pixel_limit(most: int) -> Iterator[None]:
+    usual = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = most
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def arrange_image(
@@ -292,10 +299,10 @@ def _resized_and_cropped(
         target = (width, height)
     else:
         target = _shorter_side_resized(image.size, preprocessing.resize)
-    if target[0] * target[1] > PIXEL_LIMIT:
+    if target[0] * target[1] > PIXELS.value:
         raise CalibrationError(
             f"the image {source} would have {target[0]}x{target[1]} pixels after its resize; "
-            "take it out or make it less elongated"
+            f"take it out, make it less elongated, or {PIXELS}"
         )
     if target != image.size:
         image = image.resize(target, Image.Resampling.BILINEAR)
@@ -370,7 +377,10 @@ def _words(shape: tuple[int | str | None, ...]) -> str:
 
 
 def _too_large(source: Path) -> str:
-    return f"the image {source} has more than {PIXEL_LIMIT} pixels; make it smaller or take it out"
+    return (
+        f"the image {source} has more than {PIXELS.value} pixels; make it smaller, take it out, or "
+        f"{PIXELS}"
+    )
 
 
 def _unreadable(source: Path, error: BaseException) -> str:

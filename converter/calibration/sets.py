@@ -8,13 +8,10 @@ again, whose samples are kept within a bound.
 from __future__ import annotations
 
 import hashlib
-import lzma
 import math
 import os
 import stat
-import tokenize
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -29,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from converter.array_file import UNREADABLE
 from converter.calibration.images import (
     IMAGE_SUFFIXES,
     arrange_image,
@@ -37,6 +35,7 @@ from converter.calibration.images import (
 )
 from converter.config import Preprocessing, Runtime
 from converter.errors import CalibrationError
+from converter.limits import SAMPLE_MIB, SAMPLES
 from converter.model_file import file_digest
 
 __all__ = [
@@ -59,26 +58,8 @@ __all__ = [
 KEPT_BYTES = 2**30
 """Most bytes that are kept of a data reader that cannot start again."""
 
-_READER_SAMPLES = 10**7  # a reader that gives more is taken for one that never ends
-_SAMPLE_BYTES = 2**30  # bound on one sample of an array file, which may claim any shape
 _LOOK_AHEAD_BYTES = 2**26  # decoded images that wait for their batch
 _WORKERS = 4
-
-# What numpy's header reader, zipfile and the decompressors raise on damaged files.
-_UNREADABLE_ARRAY = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 
 _Digest: TypeAlias = "hashlib._Hash"
 
@@ -597,9 +578,14 @@ class _Stack:
             raise CalibrationError(f"{where} of shape {shape} holds no samples; save some")
         if start + math.prod(shape) * dtype.itemsize > size:
             raise CalibrationError(f"{where} is truncated; save it again")
-        if math.prod(shape[1:]) * dtype.itemsize > _SAMPLE_BYTES:
+        if math.prod(shape[1:]) * dtype.itemsize > SAMPLE_MIB.value << 20:
             raise CalibrationError(
-                f"{where} of shape {shape} has samples of more than 1 GiB; save smaller ones"
+                f"{where} of shape {shape} has samples of more than {SAMPLE_MIB.value} MiB; save smaller "
+                f"ones, or {SAMPLE_MIB}"
+            )
+        if shape[0] > SAMPLES.value:
+            raise CalibrationError(
+                f"{where} of shape {shape} has more than {SAMPLES.value} samples; save fewer, or {SAMPLES}"
             )
         return cls(path, member, shape, dtype, start)
 
@@ -762,7 +748,7 @@ def _reading(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int]]:
         else:
             with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
                 yield file, archive.getinfo(f"{member}.npy").file_size
-    except _UNREADABLE_ARRAY as error:
+    except UNREADABLE as error:
         raise CalibrationError(_unreadable(_where(path, member), error)) from error
 
 
@@ -770,7 +756,7 @@ def _keys_of(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except _UNREADABLE_ARRAY as error:
+    except UNREADABLE as error:
         raise CalibrationError(_unreadable(str(path), error)) from error
     return sorted(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
@@ -892,10 +878,10 @@ class ReaderSet(_SampleSet):
         while (feeds := self._reader.get_next()) is not None:
             for sample in self._samples_of(feeds, item):
                 given += 1
-                if given > _READER_SAMPLES:
+                if given > SAMPLES.value:
                     raise CalibrationError(
-                        f"the data reader {self._kind} gives more than {_READER_SAMPLES} samples; "
-                        "make get_next() return None at the end"
+                        f"the data reader {self._kind} gives more than {SAMPLES.value} samples; "
+                        f"make get_next() return None at the end, or {SAMPLES}"
                     )
                 yield sample
             item += 1

@@ -82,3 +82,14 @@ def test_no_pickle_is_loaded(tmp_path: Path) -> None:
         archive.writestr("bad.npy", buffer.getvalue())
     with pytest.raises(DamagedFileError):
         load_arrays(path)
+
+
+def test_a_header_that_no_tokenizer_reads_is_refused(tmp_path: Path) -> None:
+    """numpy reads headers of Python 2 with the tokenizer, whose errors are of a kind of their own."""
+    path = tmp_path / "a.npz"
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (3, \n"
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(24)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("about.npy", member)
+    with pytest.raises(DamagedFileError, match="TokenError"):
+        load_arrays(path)

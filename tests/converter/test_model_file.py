@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter import model_file
 from converter.errors import ConfigError, ConverterError, ModelError
+from converter.limits import Limit
 from converter.model_file import (
     PROTOBUF_LIMIT,
     check_output_path,
@@ -286,8 +287,8 @@ def test_external_ranges_outside_the_file_are_refused(
 def test_a_huge_amount_of_external_data_is_refused(
     external: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_file, "WEIGHTS_LIMIT", 767)
-    assert "above the bound" in refused(external())
+    monkeypatch.setattr(model_file, "WEIGHTS_GIB", Limit("TWOFOLD_MAX_WEIGHTS_GIB", 0))
+    assert "set TWOFOLD_MAX_WEIGHTS_GIB above 0" in refused(external())
 
 
 def test_unknown_keys_of_external_data_do_no_harm(external: Callable[..., Path]) -> None:
@@ -651,3 +652,12 @@ def test_the_digest_of_a_model_in_one_file_is_the_files(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(conv_model(), path)
     assert model_digest(path) == file_digest(path)
+
+
+@pytest.mark.parametrize("text", [b"weights.bin", b"location"])
+def test_text_that_is_not_utf_8_is_refused(external: Callable[..., Path], text: bytes) -> None:
+    path = external()
+    content = path.read_bytes()
+    assert text in content
+    path.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    assert "not UTF-8" in refused(path)

@@ -9,54 +9,20 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx.parser
 import pytest
-from onnx import numpy_helper
 
 import converter
 from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSettings, Target
 from converter import realisation as realising
+from tools.small_network import write_small_network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TEXT = """
-    <ir_version: 8, opset_import: ["": 17]>
-    deep (float[batch, 3, 8, 8] image) => (float[batch, 10] logits)
-    {
-        c1 = Conv<pads = [1, 1, 1, 1]>(image, w1)
-        r1 = Relu(c1)
-        c2 = Conv<pads = [1, 1, 1, 1]>(r1, w2)
-        r2 = Relu(c2)
-        c3 = Conv<pads = [1, 1, 1, 1]>(r2, w3)
-        s = Add(c3, r2)
-        r3 = Relu(s)
-        c4 = Conv<pads = [1, 1, 1, 1]>(r3, w4)
-        r4 = Relu(c4)
-        p = GlobalAveragePool(r4)
-        f = Flatten(p)
-        logits = Gemm<transB = 1>(f, w5)
-    }
-"""
-SHAPES = {
-    "w1": (12, 3, 3, 3),
-    "w2": (16, 12, 3, 3),
-    "w3": (16, 16, 3, 3),
-    "w4": (24, 16, 3, 3),
-    "w5": (10, 24),
-}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model and images."""
-    model = onnx.parser.parse_model(TEXT)
-    random = np.random.default_rng(0)
-    for name, shape in SHAPES.items():
-        weight = random.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
-        model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), name))
-    onnx.save(model, tmp_path / "model.onnx")
-    np.save(tmp_path / "images.npy", random.normal(size=(48, 3, 8, 8)).astype(np.float32))
+    write_small_network(tmp_path)
     return tmp_path
 
 

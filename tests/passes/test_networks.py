@@ -6,7 +6,6 @@ This separates mistakes in the surgery from errors of an approximation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,10 @@ from passes.expose import expose
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
-from passes.split import Branches, Factor, Split
+from passes.split import Branches, Factor
+from tools.exact import in_rotation, split_all
 
 Run = Callable[..., dict[str, np.ndarray]]
-Exact = Callable[..., Branches]
 
 # How many layers of each can be converted.
 TRAINED = {"alexnet": 7, "googlenet": 58, "resnet20": 20, "vgg16": 14}
@@ -40,27 +39,6 @@ LIGHT = {
     "zfnet512": 8,
 }
 
-SCHEMES = ("channel", "spatial", "tucker")
-
-
-def split_all(
-    model: onnx.ModelProto, make: Callable[[Layer], Branches]
-) -> tuple[onnx.ModelProto, list[Layer]]:
-    """Convert every layer that can be; return also which ones."""
-    graph = import_graph(model)
-    run_passes(graph, (*normalising(), FoldBatchNorm()))
-    layers = [layer for layer in find_layers(graph) if layer.reason is None]
-    for layer in layers:
-        Split(layer, make(layer))(graph)
-    return export_model(graph, model), layers
-
-
-def in_rotation(exact: Exact, way: str, start: int = 0) -> Callable[[Layer], Branches]:
-    """Exact branches, of one Conv after another by all the schemes, so that these meet."""
-    schemes = islice(cycle(SCHEMES), start, None)
-    # An identity of Gemm's channels, as for "tucker", would fill the memory.
-    return lambda layer: exact(layer, way, next(schemes) if layer.op == "Conv" else "channel")
-
 
 def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
     """Float32 round-off through all layers: at most 1e-4 of the output's range."""
@@ -73,10 +51,10 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize(("way", "start"), [("low rank", 0), ("parts", 1)])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_trained_network_is_replaced_exactly(
-    run: Run, exact: Exact, shared: Path, name: str, way: str, start: int
+    run: Run, shared: Path, name: str, way: str, start: int
 ) -> None:
     model = onnx.load(shared / "models" / f"{name}_cifar10.onnx")
-    changed, layers = split_all(model, in_rotation(exact, way, start))
+    changed, layers = split_all(model, in_rotation(way, start))
     assert len(layers) == TRAINED[name]
     onnx.checker.check_model(changed, full_check=True)
     assert changed.graph.input == model.graph.input
@@ -198,7 +176,7 @@ def scale_answers(model: onnx.ModelProto, layer: Layer, spread: float) -> None:
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_light_network_of_random_weights_is_replaced_exactly(
-    run: Run, exact: Exact, light_models: dict[str, Path], name: str
+    run: Run, light_models: dict[str, Path], name: str
 ) -> None:
     model = randomise(normalised(onnx.load(light_models[name])))
     graph = import_graph(model)
@@ -215,7 +193,7 @@ def test_a_light_network_of_random_weights_is_replaced_exactly(
     for value in wanted.values():
         assert value.std() > 0.02 * np.abs(value).max()  # a constant would hide errors
     for way in ("low rank", "sparse"):
-        changed, converted = split_all(model, in_rotation(exact, way))
+        changed, converted = split_all(model, in_rotation(way))
         assert len(converted) == LIGHT[name]
         onnx.checker.check_model(changed)
         found = run(expose(changed, seen), feeds)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.calibration.images import (
-    PIXEL_LIMIT,
     open_image,
     prepare_image,
     resolve_preprocessing,
@@ -21,6 +20,7 @@ from converter.calibration.images import (
 )
 from converter.config import PRESETS, Preprocessing, preprocessing_from_options
 from converter.errors import CalibrationError, ConfigError
+from converter.limits import PIXELS
 
 RAW = Preprocessing(scale=1.0)
 
@@ -220,13 +220,30 @@ def bomb(path: Path, width: int, height: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("height", [PIXEL_LIMIT // 1000 + 1, 2 * PIXEL_LIMIT // 1000 + 9, 10**9])
+@pytest.mark.parametrize(
+    "height", [PIXELS.default // 1000 + 1, 2 * PIXELS.default // 1000 + 9, 10**9]
+)
 def test_decompression_bombs_are_refused_without_a_warning(tmp_path: Path, height: int) -> None:
     path = bomb(tmp_path / "bomb.ppm", 1000, height)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert "pixels; make it smaller" in refused(path)
     assert not caught
+
+
+def test_a_large_image_is_read_where_the_limit_is_lifted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (40, 30)).save(path)
+    monkeypatch.setenv("TWOFOLD_MAX_PIXELS", "1199")
+    assert "set TWOFOLD_MAX_PIXELS above 1199" in refused(path)
+    monkeypatch.setenv("TWOFOLD_MAX_PIXELS", "1200")
+    with open_image(path) as image:
+        assert image.size == (40, 30)
+    monkeypatch.setenv("TWOFOLD_MAX_PIXELS", "300000000")
+    with open_image(bomb(tmp_path / "wide.ppm", 1000, 250_000)) as image:
+        assert image.height == 250_000
 
 
 def test_bombs_are_refused_where_pillow_s_own_check_is_off(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import threading
 import warnings
@@ -549,12 +550,44 @@ def test_an_array_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> Non
     assert "truncated" in refused(tmp_path / "x.npz")
 
 
-def test_a_sample_of_more_than_a_gigabyte_is_refused(
+def test_a_large_sample_is_refused_unless_the_limit_is_lifted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "_SAMPLE_BYTES", 3 * 8 * 8 * 4 - 1)
-    np.save(tmp_path / "x.npy", stack(4, 3, 8, 8))
-    assert "1 GiB" in refused(tmp_path / "x.npy")
+    side = 300  # 3 · 300 · 300 float32 are 1.03 MiB
+    np.save(tmp_path / "x.npy", stack(1, 3, side, side))
+    wanted = model_input("n", 3, side, side)
+    monkeypatch.setenv("TWOFOLD_MAX_SAMPLE_MIB", "1")
+    assert "set TWOFOLD_MAX_SAMPLE_MIB above 1" in refused(tmp_path / "x.npy", wanted)
+    monkeypatch.setenv("TWOFOLD_MAX_SAMPLE_MIB", "2")
+    assert len(open_calibration_set(tmp_path / "x.npy", [wanted], Preprocessing())) == 1
+
+
+def test_an_archive_that_claims_to_hold_a_trillion_samples_is_refused(tmp_path: Path) -> None:
+    """Its directory claims the size that its header needs, so that only the number can show it."""
+    header = io.BytesIO()
+    shape = (10**12, 3, 8, 8)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    content, claimed = header.getvalue() + bytes(10**6), len(header.getvalue()) + 768 * 10**12
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("input.npy", content)
+        archive.infolist()[0].file_size = claimed
+    assert "set TWOFOLD_MAX_SAMPLES above" in refused(path)
+
+
+def test_names_in_an_archive_are_never_paths(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    array = io.BytesIO()
+    np.save(array, stack(2, 3, 8, 8))
+    with zipfile.ZipFile(inner / "x.npz", "w") as archive:
+        for name in ("input.npy", "../outside.npy", "/tmp/outside.npy", "..\\outside.npy"):
+            archive.writestr(name, array.getvalue())
+    data = open_calibration_set(inner / "x.npz", [model_input()], Preprocessing())
+    assert sum(batch.count for batch in data.batches(1)) == 2
+    assert [path.name for path in tmp_path.rglob("*")] == ["inner", "x.npz"]
 
 
 def test_arrays_stored_column_by_column_are_refused(tmp_path: Path) -> None:
@@ -678,7 +711,7 @@ def test_what_is_kept_of_a_reader_is_bounded() -> None:
 
 
 def test_a_reader_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "_READER_SAMPLES", 10)
+    monkeypatch.setenv("TWOFOLD_MAX_SAMPLES", "10")
     assert "return None at the end" in refused(RewindingReader([1] * 11))
 
 
