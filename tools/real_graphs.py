@@ -548,7 +548,8 @@ def _line(row: Row) -> str:
     return (
         f"| {row.name} | {row.maker} | {row.opset} | {row.layers} | {row.converted} | "
         f"{row.macs:.2f} | {number(row.exact, '.0e')} | {number(row.stated, '.2g')} | "
-        f"{number(row.error, '.2g')}{' (jumps)' if row.jumps else ''} | {row.wrong or row.left_alone or why} |"
+        f"{number(row.error, '.2g')}{' (jumps)' if row.jumps else ''} | "
+        f"{row.wrong or row.left_alone or why} |"
     )
 
 
