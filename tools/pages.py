@@ -90,7 +90,9 @@ def command_line() -> str:
     """List each command with its usage, arguments and options, under the headings of `--help`."""
     program = typer.main.get_command(app)
     root = typer.Context(program, info_name="twofold")
-    lines = [f"`twofold {each.opts[0]}`\n:   {each.help}\n" for each in program.params]
+    lines = [
+        f"`twofold {each.opts[0]}`\n:   {getattr(each, 'help', '')}\n" for each in program.params
+    ]
     for name, command in program.commands.items():  # type: ignore[attr-defined]  # a group
         context = typer.Context(command, parent=root, info_name=name)
         lines += [f"## twofold {name}", "", command.help or "", ""]
@@ -155,7 +157,7 @@ def _kind(rule: Mapping[str, Any]) -> str:
     if "enum" in rule:
         return " or ".join(f"`{value}`" for value in rule["enum"])
     types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
-    return " or ".join(_KINDS.get(each, each) for each in types)
+    return " or ".join(_KINDS.get(each, str(each)) for each in types)
 
 
 # The reports -------------------------------------------------------------------------------------
