@@ -88,12 +88,10 @@ def formula(source: str, *_: object, **__: object) -> str:
 
 def command_line() -> str:
     """List each command with its usage, arguments and options, under the headings of `--help`."""
-    program = typer.main.get_command(app)
+    program: Any = typer.main.get_command(app)  # a group
     root = typer.Context(program, info_name="twofold")
-    lines = [
-        f"`twofold {each.opts[0]}`\n:   {getattr(each, 'help', '')}\n" for each in program.params
-    ]
-    for name, command in program.commands.items():  # type: ignore[attr-defined]  # a group
+    lines = [f"`twofold {each.opts[0]}`\n:   {each.help}\n" for each in program.params]
+    for name, command in program.commands.items():
         context = typer.Context(command, parent=root, info_name=name)
         lines += [f"## twofold {name}", "", command.help or "", ""]
         lines += ["```text", command.get_usage(context).removeprefix("Usage: "), "```", ""]
@@ -156,8 +154,8 @@ _KINDS = {"boolean": "true or false", "integer": "whole number", "string": "text
 def _kind(rule: Mapping[str, Any]) -> str:
     if "enum" in rule:
         return " or ".join(f"`{value}`" for value in rule["enum"])
-    types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
-    return " or ".join(_KINDS.get(each, str(each)) for each in types)
+    types: list[str] = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    return " or ".join(_KINDS.get(each, each) for each in types)
 
 
 # The reports -------------------------------------------------------------------------------------
