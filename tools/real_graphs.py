@@ -545,10 +545,11 @@ def _line(row: Row) -> str:
         return "–" if value is None else format(value, form)
 
     why = "; ".join(f"{count}: {reason}" for reason, count in row.kept.items())
+    jumps = " (jumps)" if row.jumps else ""
     return (
         f"| {row.name} | {row.maker} | {row.opset} | {row.layers} | {row.converted} | "
         f"{row.macs:.2f} | {number(row.exact, '.0e')} | {number(row.stated, '.2g')} | "
-        f"{number(row.error, '.2g')}{' (jumps)' if row.jumps else ''} | {row.wrong or row.left_alone or why} |"
+        f"{number(row.error, '.2g')}{jumps} | {row.wrong or row.left_alone or why} |"
     )
 
 
