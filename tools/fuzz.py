@@ -5,8 +5,8 @@
 Hypothesis draws the graphs (`tools.random_graphs`) in blocks that each have a seed of their own, so that an
 interrupted run goes on and a failure can be drawn again. Of each graph it is checked that the passes, and all
 layers replaced by branches that equal them (three schemes in turns, four ways), leave every output what it
-was to round-off, under onnxruntime with and without its own optimiser. One graph in fifty is converted whole and
-examined as in `tools.real_graphs`, but for its error: weights of full rank have no small ones. The smallest
+was to round-off, under onnxruntime with and without its own optimiser. One graph in fifty is converted whole
+and examined as in `tools.real_graphs`, but for its error: weights of full rank have no small ones. The smallest
 graph that fails is kept beside the figures.
 """
 
@@ -192,8 +192,8 @@ def _section(total: Counter[str], seeded: int) -> list[str]:
         f"- **{figures['graphs']:,} graphs with {figures['layers']:,} layers that were replaced exactly: 0 "
         "wrong results, 0 tracebacks**, each under onnxruntime with and",
         "  without its optimiser, before and after sums are reordered.",
-        f"- {figures.get('converted', 0)} of them were converted whole and examined like the real graphs, but for "
-        "their error; "
+        f"- {figures.get('converted', 0)} of them were converted whole and examined like the real "
+        "graphs, but for their error; "
         f"{figures.get('left alone', 0)} more were left alone with a reason.",
         f"- {figures['seconds']:,.0f} seconds.",
     ]
