@@ -50,8 +50,7 @@ class _Drawn:
     def model(self) -> onnx.ModelProto:
         """Draw all of it."""
         self.opset = self._one_of(*OPSETS)
-        batches: tuple[int | str, ...] = ("batch", 2)
-        batch = self._one_of(*batches)
+        batch: int | str = "batch" if self._chance(2) else 2
         inputs = []
         for number in range(self._one_of(1, 1, 1, 2)):
             shape = (self._number(1, 6), self._number(5, MOST_SIDE), self._number(5, MOST_SIDE))
