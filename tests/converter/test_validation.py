@@ -20,6 +20,7 @@ from converter import validation
 from converter.calibration.sets import Batch
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
+from converter.latency import speedup
 from converter.validation import Validation, validate
 
 ONE = Runtime(threads=1)
@@ -323,7 +324,7 @@ def test_costs_and_their_reductions(tmp_path: Path) -> None:
         assert latency.converted is not None
         assert latency.speedup is not None
         assert latency.original.batch == latency.converted.batch == batch
-        assert latency.speedup.ratio == latency.original.median_ms / latency.converted.median_ms
+        assert latency.speedup == speedup(latency.original, latency.converted)
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["macs_reduction"] == 2
     assert plain["latencies"][1]["batch"] == 16

@@ -89,8 +89,8 @@ def test_killed_at_several_moments(folder: Path) -> None:
     fits = len(list((folder / "other").glob("fit-*.npz")))
     assert fits > 2
     before = (folder / "model.onnx").read_bytes()
-    # as the first part begins to be written, among the predictions, and among the fits
-    for files, kept in (("*", 1), ("predict-*.npz", 2), ("fit-*.npz", 1), ("fit-*.npz", fits - 1)):
+    # among the predictions, and among the fits; tools/faults.py does it at random moments
+    for files, kept in (("predict-*.npz", 2), ("fit-*.npz", fits - 1)):
         run = begin("small.onnx", "work")
         while run.poll() is None and len(list((folder / "work").glob(files))) < kept:
             time.sleep(0.002)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SI
 
 def test_runs_that_are_killed_leave_nothing_wrong_behind(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    tally = kill_at_random(place, 2, np.random.default_rng(0))
-    assert sum(tally.values()) == 2
+    tally = kill_at_random(place, 1, np.random.default_rng(0))
+    assert sum(tally.values()) == 1
     out = tmp_path / "half.onnx"
     place.check(out, finished=False)
     out.write_bytes(place.whole[:-1])

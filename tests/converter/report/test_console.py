@@ -172,7 +172,7 @@ def test_quantization_shows_what_was_tried_and_what_came_of_it(quantized: Quanti
 def test_quantization_is_part_of_a_conversion(quantized: Quantized) -> None:
     console, stream = wide()
     kept = replace(quantized, shipped=False, latency=None, left=())
-    print_conversion(replace(CONVERSION, quantization=kept.to_dict()), None, console)
+    print_conversion(replace(CONVERSION, quantization=kept.to_dict()), (), console)
     assert line_with(stream.getvalue(), "of 1,800 images").endswith("(not written)")
     assert "\nin float" not in stream.getvalue()
     assert "times as" not in stream.getvalue()
