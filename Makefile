@@ -1,12 +1,14 @@
 # What a person types. `make demo` and `make test` set up whatever they need.
 #
 #   PYTHON=python3.12        the Python (3.10 to 3.13) that .venv is made of
+#   JOBS=4                   how many processes run the tests, 2 by default
 #   TORCH_INDEX=URL          where else pip looks for torch; on Linux PyPI's torch brings CUDA with it,
 #                            https://download.pytorch.org/whl/cpu has it without
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -28,7 +30,7 @@ demo: $(READY)
 # keep those with work from running.
 test: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -137,7 +137,7 @@ def test_what_the_schema_refuses_is_refused_in_one_sentence(
     fits = Draft202012Validator(schema(SETTINGS)).is_valid(content)
     path = tmp_path / "twofold.toml"
     try:
-        text = "\n".join(f"{json.dumps(key)} = {_toml(value)}" for key, value in content.items())
+        text = "\n".join(f"{_toml(key)} = {_toml(value)}" for key, value in content.items())
     except TypeError:
         return  # JSON has null, TOML has not
     path.write_text(text, encoding="utf-8")
@@ -154,9 +154,9 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):
-        inside = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        inside = (f"{_toml(key)} = {_toml(item)}" for key, item in value.items())
         return f"{{{', '.join(inside)}}}"
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 # The schema --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tools.fuzz import check_surgery, try_graphs
 def test_random_graphs_are_replaced_exactly() -> None:
     tally = try_graphs(30, seeded=1, convert=False)
     assert tally["graphs"] >= 30
-    assert tally["layers"] > 50
+    assert tally["layers"] > 20
 
 
 def model() -> onnx.ModelProto:
