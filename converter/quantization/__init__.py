@@ -2,3 +2,11 @@
 
 The room is not called `quantize`, since that is the function of the package: `converter.quantize`.
 """
+
+import sys
+
+# onnxruntime.quantization puts a folder with a package `models` on the path, which would shadow anyone's own
+_path = list(sys.path)
+import onnxruntime.quantization  # noqa: E402, F401
+
+sys.path[:] = _path

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
 import onnx
 from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 __all__ = ["in_float16"]
 
@@ -23,17 +21,7 @@ def in_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    half = _conversion()(copy, keep_io_types=True)
+    half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
     in_order = ONNXModel(half)
     in_order.topological_sort()
     return half
-
-
-def _conversion() -> Callable[..., onnx.ModelProto]:
-    """Import onnxruntime's conversion; its package puts its folder on `sys.path`, which is undone."""
-    before = list(sys.path)
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    sys.path[:] = before
-    conversion: Callable[..., onnx.ModelProto] = convert_float_to_float16
-    return conversion
