@@ -489,7 +489,7 @@ def _grouped(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     # what typer reads
-    spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # not declared of functions
     spread.__annotations__ = {each.name: each.annotation for each in parameters}
     return spread
 

@@ -469,7 +469,7 @@ def convnext() -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
             y = self.scale * self.leave(F.gelu(self.enter(y)))
-            return x + y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+            return x + y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # modules give Any
 
     return nn.Sequential(
         *(nn.Conv2d(3, 24, 4, 4), LayerNorm2d(24), Block(24)),
@@ -520,7 +520,7 @@ def coatnet() -> nn.Module:
 
 def ssd() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-        maps = levels(parts["stages"], x)[1:]  # type: ignore[arg-type]
+        maps = levels(parts["stages"], x)[1:]  # type: ignore[arg-type]  # a Sequential
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         for number, each in enumerate(maps):
@@ -539,7 +539,7 @@ def ssd() -> nn.Module:
 
 def pyramid(parts: nn.ModuleDict, x: Tensor) -> list[Tensor]:
     """Run the backbone, and a feature pyramid over it."""
-    _, middle, deep = levels(parts["stages"], x)  # type: ignore[arg-type]
+    _, middle, deep = levels(parts["stages"], x)  # type: ignore[arg-type]  # a Sequential
     top = parts["lateral2"](deep)
     grown = F.interpolate(top, size=middle.shape[-2:], mode="nearest")
     return [parts["smooth"](parts["lateral1"](middle) + grown), top]
@@ -589,7 +589,7 @@ def region_proposals() -> nn.Module:
     """Build the first stage of Faster R-CNN: the best proposals, by TopK and gathering."""
 
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = parts["body"](levels(parts["stages"], x)[-1])  # type: ignore[arg-type]
+        y = parts["body"](levels(parts["stages"], x)[-1])  # type: ignore[arg-type]  # a Sequential
         scores = parts["scores"](y).flatten(1)
         boxes = parts["boxes"](y).flatten(2).transpose(1, 2).reshape(y.shape[0], -1, 4)
         best, where = torch.topk(scores, 8, 1)
@@ -606,7 +606,7 @@ def region_proposals() -> nn.Module:
 
 def centernet() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y = parts["up"](levels(parts["stages"], x)[-1])  # type: ignore[arg-type]
+        y = parts["up"](levels(parts["stages"], x)[-1])  # type: ignore[arg-type]  # a Sequential
         heat = torch.sigmoid(parts["heat"](y))
         peaks = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
         return peaks, parts["size"](y), parts["offset"](y)
@@ -748,7 +748,7 @@ def resized_to(y: Tensor, x: Tensor) -> Tensor:
 
 def fcn() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-        _, middle, deep = levels(parts["stages"], x)  # type: ignore[arg-type]
+        _, middle, deep = levels(parts["stages"], x)  # type: ignore[arg-type]  # a Sequential
         return resized_to(parts["main"](deep), x), resized_to(parts["aux"](middle), x)
 
     def answer(inputs: int) -> nn.Module:
@@ -797,7 +797,7 @@ def lraspp() -> nn.Module:
 
 def pspnet() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
-        y = levels(parts["stages"], x)[-1]  # type: ignore[arg-type]
+        y = levels(parts["stages"], x)[-1]  # type: ignore[arg-type]  # a Sequential
         found = [y]
         for bins in (1, 2, 4):
             found.append(resized_to(parts[f"bin{bins}"](F.adaptive_avg_pool2d(y, bins)), y))

@@ -32,6 +32,6 @@ def write_junit(path: Path, verdict: Verdict) -> None:
         suite.add_testcase(case)
     xml = JUnitXml()
     xml.add_testsuite(suite)
-    xml.update_statistics()  # type: ignore[no-untyped-call]
-    text: bytes = xml.tostring()  # type: ignore[no-untyped-call]
+    xml.update_statistics()  # type: ignore[no-untyped-call]  # typed in part only
+    text: bytes = xml.tostring()  # type: ignore[no-untyped-call]  # typed in part only
     write_bytes_atomically(path, text)

@@ -138,7 +138,7 @@ class Called:
 class Planned(Called):
     """Stands for `converter.plan`."""
 
-    def __call__(self, *positional: Any, **named: Any) -> Front:  # type: ignore[override]
+    def __call__(self, *positional: Any, **named: Any) -> Front:  # type: ignore[override]  # another result
         self.positional, self.named = positional, named
         return Front(
             source=positional[0],

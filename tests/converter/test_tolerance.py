@@ -100,10 +100,10 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
         monkeypatch.setattr(module, "attempt", attempt)
         monkeypatch.setattr(module, "measure_drop", measure)
         return search(
-            Stub(),  # type: ignore[arg-type]
-            object(),  # type: ignore[arg-type]
+            Stub(),  # type: ignore[arg-type]  # a stand-in
+            object(),  # type: ignore[arg-type]  # a stand-in
             Tolerance(max_drop, Evaluation()),
-            Images(),  # type: ignore[arg-type]
+            Images(),  # type: ignore[arg-type]  # a stand-in
             SolverSettings(),
             Target(),
             batch=8,

@@ -25,7 +25,7 @@ class Arrays:
 
 
 def kept(worst: Worst) -> tuple[WorstImage, ...]:
-    return worst.images(Arrays())  # type: ignore[arg-type]
+    return worst.images(Arrays())  # type: ignore[arg-type]  # a stand-in
 
 
 @settings(max_examples=30, deadline=None)

@@ -116,7 +116,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def counted(model: onnx.ModelProto, *others: object) -> milliseconds._Profile:
         if model.graph.name != "idle":
             found.append(len(model.graph.node))
-        return profiled(model, *others)  # type: ignore[arg-type]
+        return profiled(model, *others)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(milliseconds, "_profiled", counted)
     return found
@@ -257,7 +257,7 @@ def test_a_layer_without_a_time_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     by_layer = milliseconds._by_layer
 
     def forgetful(*args: object) -> dict[str, float]:
-        times = by_layer(*args)  # type: ignore[arg-type]
+        times = by_layer(*args)  # type: ignore[arg-type]  # passed on
         return {name: value for name, value in times.items() if name != "node/stem"}
 
     monkeypatch.setattr(milliseconds, "_by_layer", forgetful)

@@ -70,8 +70,8 @@ def sought(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Found, int]]:
 
         found = search_int8(
             chain(layers),
-            _Ranges(),  # type: ignore[arg-type]
-            judge,  # type: ignore[arg-type]
+            _Ranges(),  # type: ignore[arg-type]  # a stand-in
+            judge,  # type: ignore[arg-type]  # a stand-in
             None if time_of is None else times_of,
             costs,
             HARMLESS,
