@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from converter.config import SolverSettings
+from converter.model_file import load_model
 from converter.outcome import Latency, LayerOutcome
 from converter.pace import Paced, never_slower
 from converter.planner.choice import Choice
@@ -100,7 +101,7 @@ def attempt(
         back = realised.branches.keys() - left.keys()
         layers = tuple(_put_back(each, prepared) if each.name in back else each for each in layers)
         layers = tuple(_timed(each, paced, choice) for each in layers)
-    result = prepared.source if model is None else model
+    result = load_model(prepared.path) if model is None else model
     return Attempt(
         model=result,
         cost=count_cost(result, prepared.sample, label="the converted model"),

@@ -95,7 +95,7 @@ def held_back(data: CalibrationSet, count: int) -> tuple[CalibrationSet, Calibra
 
 
 def measure_drop(
-    original: onnx.ModelProto,
+    original: onnx.ModelProto | Path,
     converted: onnx.ModelProto,
     data: CalibrationSet,
     runtime: Runtime,
@@ -107,7 +107,8 @@ def measure_drop(
 
     Parameters
     ----------
-    original, converted : onnx.ModelProto
+    original : onnx.ModelProto or Path
+    converted : onnx.ModelProto
     data : CalibrationSet
         With labels for accuracy.
     runtime : Runtime

@@ -151,8 +151,7 @@ def plan(
     kept = None if work is None else Work(work)
 
     with clock.stage("read"):
-        source = load_model(model)
-        inputs = model_inputs(source, label=str(model))
+        inputs = model_inputs(load_model(model), label=str(model))
         data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
         judged_on = None
         if verify:
@@ -161,7 +160,6 @@ def plan(
     prepared = prepare(
         model,
         data,
-        source,
         calibration=calibration,
         solver=solver,
         runtime=target.runtime,
@@ -195,7 +193,7 @@ def plan(
                 )
                 with clock.stage("compare"):
                     drop = measure_drop(
-                        prepared.source,
+                        prepared.path,
                         done.model,
                         judged_on,
                         target.runtime,

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,7 +255,7 @@ def _limits(prepared: Prepared, budget: Budget) -> list[Limit]:
 
 def _tried(prepared: Prepared, paced: Paced, plans: Mapping[str, Choice]) -> dict[str, float]:
     """Time plans with random weights against the original; their speed-ups, which `paced` keeps too."""
-    models = {}
+    models: dict[str, onnx.ModelProto | Path] = {}
     for plan_name, choice in plans.items():
         branches = {
             name: branches_of_form(prepared.geometries[name], each.form)
@@ -274,7 +275,10 @@ def _tried(prepared: Prepared, paced: Paced, plans: Mapping[str, Choice]) -> dic
 
 
 def time_against(
-    original: onnx.ModelProto, models: Mapping[str, onnx.ModelProto], paced: Paced, seconds: float
+    original: onnx.ModelProto | Path,
+    models: Mapping[str, onnx.ModelProto | Path],
+    paced: Paced,
+    seconds: float,
 ) -> tuple[dict[str, Timing], dict[str, Speedup]]:
     """Time models in turns with the original; also how much faster each is."""
     timings = measure_latency(
@@ -321,7 +325,7 @@ def never_slower(
     while left:
         for _ in range(READINGS):
             timings, speedups = time_against(
-                prepared.source, {"converted": model}, paced, FINAL_SECONDS
+                prepared.path, {"converted": model}, paced, FINAL_SECONDS
             )
             if speedups["converted"].ratio >= 1.0:
                 break
@@ -339,7 +343,7 @@ def never_slower(
         if left:
             model = rewritten(prepared, left)
     timings, speedups = time_against(
-        prepared.source, {"converted": prepared.source}, paced, TRIAL_SECONDS
+        prepared.path, {"converted": prepared.path}, paced, TRIAL_SECONDS
     )
     forms = {name: each[0] for name, each in paced.candidates.items()}
     return None, {}, _latency(paced, timings, Speedup(1.0, 1.0, 1.0), forms)

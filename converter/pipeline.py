@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from converter.attempt import attempt
-from converter.calibration.sets import CalibrationSet, DataReader, open_calibration_set
+from converter.calibration.sets import CalibrationSet, DataReader, ModelInput, open_calibration_set
 from converter.config import (
     Budget,
     CalibrationSettings,
@@ -73,8 +73,7 @@ def convert(
     kept = None if work is None else Work(work)
 
     with clock.stage("read"):
-        source = load_model(model)
-        inputs = model_inputs(source, label=str(model))
+        inputs = _checked_inputs(model, recovery, quantization, target)
         data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
         judged_on = None
         lessons = None
@@ -85,9 +84,6 @@ def convert(
                 preprocessing,
                 labels=recovery.labels,
             )
-            require_recoverable(source, recovery)
-        if quantization is not None:
-            require_quantizable(source, model, quantization, target.runtime)
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
@@ -95,7 +91,6 @@ def convert(
     prepared = prepare(
         model,
         data,
-        source,
         calibration=calibration,
         solver=solver,
         runtime=target.runtime,
@@ -146,7 +141,7 @@ def convert(
         with clock.stage("recover"):
             checkpoint = checkpoint_of(out)
             recovered = recover(
-                source,
+                load_model(model),
                 done.model,
                 lessons,
                 recovery,
@@ -164,7 +159,7 @@ def convert(
         with clock.stage("quantize"):
             given = done.model if recovered is None else recovered.model
             quantized = quantize(
-                source,
+                load_model(model),
                 given,
                 data,
                 quantization,
@@ -175,7 +170,7 @@ def convert(
             )
             if quantized.shipped and tolerance is not None and judged_on is not None:
                 drop = measure_drop(
-                    source,
+                    model,
                     quantized.model,
                     judged_on,
                     target.runtime,
@@ -234,6 +229,21 @@ def convert(
         front=tuple(front),
         planned=predicted_point(prepared, paced, done.choice),
     )
+
+
+def _checked_inputs(
+    model: Path,
+    recovery: RecoverySettings | None,
+    quantization: QuantizationSettings | None,
+    target: Target,
+) -> tuple[ModelInput, ...]:
+    """Read what a model is fed, and refuse at once what could not be done with it in the end."""
+    source = load_model(model)
+    if recovery is not None:
+        require_recoverable(source, recovery)
+    if quantization is not None:
+        require_quantizable(source, model, quantization, target.runtime)
+    return model_inputs(source, label=str(model))
 
 
 def _described(images: CalibrationSet | None) -> dict[str, str] | None:

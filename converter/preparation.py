@@ -21,7 +21,7 @@ from converter.config import CalibrationSettings, Runtime, SolverSettings, Targe
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ConfigError, ModelError
 from converter.fitting import geometry_of
-from converter.model_file import model_digest
+from converter.model_file import load_model, model_digest
 from converter.outcome import Stage
 from converter.place import Asked, Here, Place
 from converter.planner.cost import ModelCost, count_cost, tensor_shapes
@@ -69,10 +69,9 @@ class Prepared:
     Attributes
     ----------
     path : Path
-    source : onnx.ModelProto
-        The model as it was read.
+        The model's file.
     original : onnx.ModelProto
-        The same, normalised and with BatchNormalization folded.
+        The model, normalised and with BatchNormalization folded; the only copy of its weights that stays.
     passes : tuple of PassResult
         What that changed.
     data : CalibrationSet
@@ -95,7 +94,6 @@ class Prepared:
     """
 
     path: Path
-    source: onnx.ModelProto
     original: onnx.ModelProto
     passes: tuple[PassResult, ...]
     data: CalibrationSet
@@ -119,7 +117,6 @@ class Prepared:
 def prepare(
     model: Path,
     data: CalibrationSet,
-    source: onnx.ModelProto,
     *,
     calibration: CalibrationSettings,
     solver: SolverSettings,
@@ -134,9 +131,7 @@ def prepare(
     Parameters
     ----------
     model : Path
-        Where `source` came from, for messages.
     data : CalibrationSet
-    source : onnx.ModelProto
     calibration, solver, runtime
         Settings.
     progress : Progress
@@ -159,11 +154,11 @@ def prepare(
 
     # names of tensors stay, so that what is found now stays true while layers are replaced
     with clock.stage("normalise"):
-        graph, passes = normalised(source, model)
+        original, passes = _normalised_model(model)
+        graph = import_graph(original)
         layers = find_layers(graph)
         convertible = [layer for layer in layers if layer.reason is None]
         _require_convertible(layers, model)
-        original = export_model(graph, source)
         inputs = model_inputs(original, label=str(model))
         sample = one_sample(data, inputs)
         cost = count_cost(original, sample, label=str(model))
@@ -214,7 +209,6 @@ def prepare(
 
     return Prepared(
         path=model,
-        source=source,
         original=original,
         passes=passes,
         data=data,
@@ -238,6 +232,13 @@ def normalised(source: onnx.ModelProto, path: Path) -> tuple[gs.Graph, tuple[Pas
         return graph, run_passes(graph, [*normalising(), FoldBatchNorm()])
     except PassError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _normalised_model(path: Path) -> tuple[onnx.ModelProto, tuple[PassResult, ...]]:
+    """Read a model in that form; what was read does not stay in memory."""
+    source = load_model(path)
+    graph, passes = normalised(source, path)
+    return export_model(graph, source), passes
 
 
 def one_sample(data: CalibrationSet, inputs: Sequence[Any]) -> dict[str, NDArray[Any]]:

@@ -13,13 +13,13 @@ from converter.config import SolverSettings
 from converter.fitting import branches_of, fit
 from converter.outcome import LayerOutcome
 from converter.planner.cost import ModelCost
-from converter.preparation import Prepared, normalised
+from converter.preparation import Prepared
 from converter.progress import Progress
 from converter.schemes import KEEP, Candidate, Form, Geometry, cost_of
 from converter.solver.solution import Solution
 from converter.work import Work, key_of
 from passes.base import PassResult, run_passes
-from passes.exchange import export_model
+from passes.exchange import export_model, import_graph
 from passes.layers import Layer
 from passes.reorder_sums import ReorderSums
 from passes.split import Branches, Split
@@ -68,7 +68,7 @@ def realise(
     trade : bool
         Whether the ADMM may trade ranks for channels of S.
     """
-    graph, _ = normalised(prepared.source, prepared.path)
+    graph = import_graph(prepared.original)
     current = prepared.original
     results: tuple[PassResult, ...] = ()
     outcomes: dict[str, LayerOutcome] = {}
@@ -94,14 +94,14 @@ def realise(
             )
             replaced[layer.name] = branches_of(geometry, candidate.form, fitted)
             results += run_passes(graph, [Split(layer, replaced[layer.name])])
-            current = export_model(graph, prepared.source)
+            current = export_model(graph, prepared.original)
             outcomes[layer.name] = _outcome(
                 layer, geometry, candidate, fitted, time.monotonic() - started
             )
             advance(1)
     results += run_passes(graph, [ReorderSums()])
     return Realised(
-        model=export_model(graph, prepared.source),
+        model=export_model(graph, prepared.original),
         layers=tuple(
             outcomes.get(layer.name) or unchanged(layer, prepared) for layer in prepared.layers
         ),
@@ -124,14 +124,14 @@ def _fitted(work: Work | None, *problem: Any, trade: bool) -> Solution:
 
 def rewritten(prepared: Prepared, branches: Mapping[str, Branches]) -> onnx.ModelProto:
     """Give the model in which the named layers are replaced by branches that are there already."""
-    graph, _ = normalised(prepared.source, prepared.path)
+    graph = import_graph(prepared.original)
     splits = [
         Split(layer, branches[layer.name])
         for layer in prepared.convertible
         if layer.name in branches
     ]
     run_passes(graph, [*splits, ReorderSums()])
-    return export_model(graph, prepared.source)
+    return export_model(graph, prepared.original)
 
 
 def _outcome(

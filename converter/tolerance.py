@@ -118,7 +118,7 @@ def search(
             done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
             with clock.stage("compare"):
                 drop = measure_drop(
-                    prepared.source,
+                    prepared.path,
                     done.model,
                     images,
                     target.runtime,

@@ -130,11 +130,13 @@ class Admm:
         coordinates = Coordinates(problem)
         most = allowance.rank_beside(0, min(problem.weight.shape))
         path, history, status = self._path(coordinates, allowance, max(most, 1))
+        order = _order(path)
+        if not most or sizes is not None:  # S must have channels, however few the path has kept
+            order += [each for each in _by_strength(coordinates) if each not in set(order)]
         if sizes is None:
-            candidates = _structures(path, allowance, most)
+            candidates = _structures(path, order, allowance, most)
         else:
             rank, support = sizes
-            order = _order(path)
             candidates = [Structure(tuple(sorted(order[:support])), rank)]
         chosen, least = candidates[0], math.inf
         if len(candidates) > 1:
@@ -368,12 +370,24 @@ def _order(path: list[_Point]) -> list[int]:
     return sorted(rank_of, key=lambda channel: rank_of[channel])
 
 
-def _structures(path: list[_Point], allowance: Allowance, most: int) -> list[Structure]:
+def _by_strength(coordinates: Coordinates) -> list[int]:
+    """All eligible channels by falling share in the original's response, as if they were independent."""
+    problem = coordinates.problem
+    groups = len(problem.eligible)
+    columns = slice(coordinates.root.shape[0] - groups * problem.taps, None)
+    energy = coordinates.root[columns].square().sum(1)
+    weight = (coordinates.half @ problem.weight)[:, columns].square().sum(0)
+    strength = (weight * energy).view(groups, problem.taps).sum(1)
+    return torch.argsort(strength, descending=True, stable=True).tolist()
+
+
+def _structures(
+    path: list[_Point], order: list[int], allowance: Allowance, most: int
+) -> list[Structure]:
     """Structures worth a polish: L alone, the path's own, and shares of the budget given to S.
 
-    Channels are taken in the order in which λ removes them: the last to go first.
+    Channels are taken in `order`.
     """
-    order = _order(path)
     affordable = int(allowance.total / allowance.channel_cost + 1e-9)
     sizes = [len(point.order) for point in path[-2:]]
     sizes += [round(share * affordable) for share in SUPPORT_SHARES]

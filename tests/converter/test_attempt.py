@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +22,7 @@ from converter.config import (
     Runtime,
     SolverSettings,
 )
+from converter.model_file import load_model, save_model
 from converter.outcome import Latency
 from converter.pace import plan
 from converter.planner.cost import count_cost
@@ -48,12 +48,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     for name, shape in (("w1", (12, 3, 3, 3)), ("w2", (12, 12, 3, 3))):
         weight = random.normal(size=shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(weight, name))
-    file = tmp_path_factory.mktemp("attempt") / "images.npy"
+    folder = tmp_path_factory.mktemp("attempt")
+    path, file = folder / "net.onnx", folder / "images.npy"
+    save_model(model, path)
     np.save(file, random.normal(size=(32, 3, 8, 8)).astype(np.float32))
     return prepare(
-        Path("net.onnx"),
+        path,
         open_calibration_set(file, model_inputs(model), Preprocessing()),
-        model,
         calibration=CalibrationSettings(batch=16, patches=512),
         solver=SOLVER,
         runtime=Runtime(threads=1),
@@ -109,7 +110,7 @@ def test_layers_that_do_not_pay_are_put_back(
     assert by_name["first"].ms_after == (0.5 if "first" in kept else 2.0)
     assert by_name["second"].ms_before is by_name["second"].ms_after is None
     assert done.choice is choice
-    assert (done.model is prepared.source) == (not kept)
+    assert (done.model == load_model(prepared.path)) == (not kept)
     note = {0: "written as it is", 1: "1 layers were put back", 2: None}[len(kept)]
     assert [note in each for each in done.notes] == [True] * len(done.notes)
     assert len(done.notes) == (note is not None)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from converter.calibration.sets import CalibrationSet, open_calibration_set
 from converter.cluster import Cluster, connect
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import CalibrationError, ConfigError
+from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT
 from converter.runtime import model_inputs
@@ -142,10 +144,15 @@ def opened(source: Any) -> CalibrationSet:
 
 
 def prepared(data: CalibrationSet, place: Cluster | None = None, *, batch: int = 5) -> Prepared:
+    with tempfile.TemporaryDirectory() as folder:
+        return _prepared(Path(folder), data, place, batch)
+
+
+def _prepared(folder: Path, data: CalibrationSet, place: Cluster | None, batch: int) -> Prepared:
+    save_model(network(), folder / "network.onnx")
     return prepare(
-        Path("network.onnx"),
+        folder / "network.onnx",
         data,
-        network(),
         calibration=CalibrationSettings(patches=800, batch=batch),
         solver=SolverSettings(),
         runtime=Runtime(threads=1),

@@ -16,6 +16,7 @@ from converter.config import Budget, CalibrationSettings, Runtime, SolverSetting
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing
+from converter.model_file import save_model
 from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
 from converter.planner.choice import frontier
 from converter.planner.measurements import Measurements
@@ -26,12 +27,11 @@ from converter.realisation import rewritten
 from converter.runtime import model_inputs
 from converter.schemes import KEEP, Candidate, Form
 
-PATH = Path("two.onnx")
 FIRST, SECOND = "first", "second"
 
 
 @pytest.fixture(scope="module")
-def prepared() -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     random = np.random.default_rng(0)
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> two (float[n, 8, 8, 8] x) => (float[n, 12, 8, 8] y)'
@@ -44,12 +44,13 @@ def prepared() -> Prepared:
     for name, shape in (("a", (16, 8, 3, 3)), ("b", (12, 16, 3, 3))):
         weight = random.standard_normal(shape).astype(np.float32) / 10
         model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    path = tmp_path_factory.mktemp("pace") / "two.onnx"
+    save_model(model, path)
     images: NDArray[np.float32] = random.standard_normal((16, 8, 8, 8)).astype(np.float32)
     data = open_calibration_set(_Reader(images), model_inputs(model), None)  # type: ignore[arg-type]
     return prepare(
-        PATH,
+        path,
         data,
-        model,
         calibration=CalibrationSettings(patches=256),
         solver=SolverSettings(),
         runtime=Runtime(threads=1),

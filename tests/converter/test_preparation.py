@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from onnx import numpy_helper
 from converter.calibration.sets import open_calibration_set
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import ModelError
+from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT
 from converter.runtime import model_inputs
@@ -68,11 +68,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
         executor: Executor | None = None,
         clock: Clock | None = None,
     ) -> Prepared:
-        source = model or tiny()
+        source, path = model or tiny(), file.parent / "tiny.onnx"
+        save_model(source, path)
         return prepare(
-            Path("tiny.onnx"),
+            path,
             open_calibration_set(file, model_inputs(source), Preprocessing()),
-            source,
             calibration=CalibrationSettings(batch=16, patches=512),
             solver=SolverSettings(),
             runtime=Runtime(threads=1),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from converter.errors import SolverError
+from converter.solver import admm as module
 from converter.solver.admm import Admm
 from converter.solver.factorize import Allowance, Structure, data_svd, polish
 from converter.solver.problem import Coordinates, Problem
@@ -153,6 +154,20 @@ def test_a_budget_for_a_channel_but_no_rank_gives_s_alone() -> None:
     assert solution.rank == 0
     assert len(solution.support) == 1
     assert int(solution.support) in PLANTED
+
+
+def test_a_channel_is_kept_where_the_path_has_removed_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, _ = planted()
+    loud = 3
+    problem.weight[:, loud * TAPS : (loud + 1) * TAPS] *= 20
+    monkeypatch.setattr(module, "PATH_START", 1e9)
+    solution = QUICK.solve(problem, Allowance(CHANNEL_COST, 10 * RANK_COST, CHANNEL_COST, 8))
+    assert (solution.rank, solution.support.tolist()) == (0, [loud])
+    settled = QUICK.solve(problem, allowed(DENSE), sizes=(1, 3))
+    assert len(settled.support) == 3
+    assert loud in settled.support
 
 
 def test_a_budget_for_a_rank_but_no_channel_gives_l_alone() -> None:
