@@ -388,7 +388,8 @@ def effects_of_shared(
     -------
     list of float
         For each of `ranks`: relative squared error of the network's output, on the unseen patches,
-        of a linear fit; the activation is not seen.
+        of a linear fit, at the level that the layer's response has on all patches; the activation is not
+        seen.
     """
     half, inverse_half = metric_roots(metric, weight)
     gram = damped(moments.gram.clone())
@@ -396,6 +397,7 @@ def effects_of_shared(
     dense = weight @ gram
     cross = quadratic.grouped(dense)
     basis = quadratic.start(weight, max(each[0] for each in ranks))
+    level = _level(moments, weight, metric)
     found: dict[tuple[int, ...], float] = {}
     least = math.inf
     for rank in sorted({each[0] for each in ranks}):
@@ -410,7 +412,7 @@ def effects_of_shared(
             if support:
                 missed = _beside(quadratic, dense, weight, factors, limit, gram, moments, support)
             key = (rank,) if limit is None else (rank, limit)
-            found[key] = _effect(moments, missed, metric)
+            found[key] = level * _effect(moments, missed, metric)
         least = min(found.values())
         if least < NEGLIGIBLE:
             break
@@ -443,12 +445,12 @@ def effects_of_sparse(
     half, _ = metric_roots(metric, weight)
     gram = damped(moments.gram.clone())
     dense = weight @ gram
-    effects = []
+    level, effects = _level(moments, weight, metric), []
     for support in supports:
         kept = _Support(gram, moments.taps, _strongest(weight, gram, half, moments.taps, support))
         missed = weight.clone()
         missed[:, kept.columns] -= kept.step(dense)
-        effects.append(_effect(moments, missed, metric))
+        effects.append(level * _effect(moments, missed, metric))
     return effects
 
 
@@ -473,6 +475,17 @@ def _beside(
     missed = weight - low
     missed[:, kept.columns] -= kept.step(dense, low)
     return missed
+
+
+def _level(moments: Moments, weight: Tensor, metric: Tensor) -> float:
+    """Say how many times stronger the response is on the patches of the fit than on the unseen ones.
+
+    Some images answer much louder than others, and the unseen ones are few: errors are taken relative to
+    what the layer answers there (a ratio estimate), so that forms that are predicted otherwise compare.
+    """
+    unseen = _effect(moments, weight, metric)
+    everywhere = _effect(Moments(moments.gram, moments.unseen[:0], moments.taps), weight, metric)
+    return everywhere / unseen if unseen > 0 and everywhere > 0 else 1.0
 
 
 def _effect(moments: Moments, missed: Tensor, metric: Tensor) -> float:

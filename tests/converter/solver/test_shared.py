@@ -261,10 +261,16 @@ def moments_of(weight: Tensor, seed: int = 6) -> tuple[Moments, Tensor]:
     return Moments(gram, patches[300:] - mean, TAPS), positive(len(weight), seed + 2)
 
 
-def direct_effect(moments: Moments, metric: Tensor, missed: Tensor) -> float:
-    """tr Ω Δ C Δᵀ with the second moment C of the unseen patches."""
-    unseen = moments.unseen.double()
-    return float(torch.trace(metric @ missed @ (unseen.T @ unseen / len(unseen)) @ missed.T))
+def direct_effect(moments: Moments, metric: Tensor, missed: Tensor, weight: Tensor) -> float:
+    """tr Ω Δ C Δᵀ with the second moment C of the unseen patches, times tr Ω W G Wᵀ / tr Ω W C Wᵀ."""
+    unseen, weight = moments.unseen.double(), weight.double()
+    second = unseen.T @ unseen / len(unseen)
+
+    def squares(matrix: Tensor, moment: Tensor) -> float:
+        return float(torch.trace(metric @ matrix @ moment @ matrix.T))
+
+    level = squares(weight, moments.gram.double()) / squares(weight, second)
+    return level * squares(missed, second)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +299,21 @@ def test_effects_are_those_of_the_fits(groups: Groups, ranks: tuple[tuple[int, .
             shared.PREDICT_CONJUGATE_STEPS,
         )
         missed = (weight - second.factors(limit).weight(groups)).double()
-        assert effect == pytest.approx(direct_effect(moments, metric, missed), rel=1e-3)
+        assert effect == pytest.approx(direct_effect(moments, metric, missed, weight), rel=1e-3)
+
+
+def test_effects_do_not_depend_on_how_loud_the_unseen_images_are() -> None:
+    weight = dense_target().float()
+    moments, metric = moments_of(weight)
+    louder = dataclasses.replace(moments, unseen=5 * moments.unseen)
+    for support in (0, 1):
+        one, two = (
+            effects_of_shared(each, weight, metric, SPATIAL, [(2,), (4,)], support)
+            for each in (moments, louder)
+        )
+        assert one == pytest.approx(two, rel=1e-4)
+    one, two = (effects_of_sparse(each, weight, metric, [1, 3]) for each in (moments, louder))
+    assert one == pytest.approx(two, rel=1e-4)
 
 
 def test_predicting_leaves_the_moments_as_they_were() -> None:
@@ -341,7 +361,7 @@ def test_effects_of_sparse_regress_on_the_strongest_channels() -> None:
         columns = (kept[:, None] * TAPS + np.arange(TAPS)).reshape(-1)
         missed = w.copy()
         missed[:, columns] -= w @ gram[:, columns] @ np.linalg.inv(gram[np.ix_(columns, columns)])
-        expected = direct_effect(moments, metric, torch.from_numpy(missed))
+        expected = direct_effect(moments, metric, torch.from_numpy(missed), weight)
         assert effect == pytest.approx(expected, rel=1e-3)
 
 
