@@ -563,7 +563,7 @@ def check(
     ValidationError, ModelError, CalibrationError
         As `validate`.
     """
-    from converter.calibration.sets import has_classes
+    from converter.calibration.opening import has_classes
     from converter.gates import Verdict, judge, require_judgeable
     from converter.model_file import model_digest
     from converter.runtime import machine
@@ -619,7 +619,7 @@ def _compared(
 ) -> tuple[CalibrationSet, Validation]:
     """Open the images and compare two models on them; see `validate`."""
     from converter import validation
-    from converter.calibration.sets import has_classes, open_calibration_set
+    from converter.calibration.opening import has_classes, open_calibration_set
     from converter.model_file import load_model
     from converter.runtime import model_inputs
 
@@ -702,7 +702,7 @@ def _evaluation(
     calib: str | Path | DataReader | CalibrationSet,
 ) -> Evaluation:
     """Take a folder of images in class folders as labelled."""
-    from converter.calibration.sets import has_classes
+    from converter.calibration.opening import has_classes
     from converter.drop import Evaluation
 
     if val is None:

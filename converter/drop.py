@@ -9,13 +9,9 @@ from pathlib import Path
 
 import onnx
 
-from converter.calibration.sets import (
-    CalibrationSet,
-    DataReader,
-    ModelInput,
-    Subset,
-    open_calibration_set,
-)
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
+from converter.calibration.subset import Subset
 from converter.config import Preprocessing, Runtime
 from converter.errors import CalibrationError
 from converter.outcome import Drop

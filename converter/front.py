@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from converter.attempt import attempt
-from converter.calibration.sets import CalibrationSet, DataReader, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import CalibrationSettings, Preprocessing, SolverSettings, Target
 from converter.drop import Evaluation, measure_drop, set_apart
 from converter.errors import ConfigError

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from converter.calibration.sets import CalibrationSet, DataReader, has_classes
+from converter.calibration.opening import has_classes
+from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import Gates
 from converter.errors import ConfigError
 from converter.validation import Latency, Validation

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 from converter.attempt import attempt
-from converter.calibration.sets import CalibrationSet, DataReader, ModelInput, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
 from converter.config import (
     Budget,
     CalibrationSettings,

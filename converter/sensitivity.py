@@ -21,7 +21,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.sets import Batch, CalibrationSet, Subset, fixed_batch, padded
+from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padded
+from converter.calibration.subset import Subset
 from converter.errors import CalibrationError
 from converter.progress import SILENT, Advance, Progress
 from converter.runtime import model_inputs

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converter.calibration.image_folder import image_file
 from converter.calibration.images import thumbnail
-from converter.calibration.sets import CalibrationSet, image_file
+from converter.calibration.sets import CalibrationSet
 
 __all__ = ["WORST", "Worst", "WorstImage"]
 

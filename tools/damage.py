@@ -34,7 +34,8 @@ from PIL import Image
 
 import converter
 from converter.array_file import DamagedFileError, load_arrays, save_arrays
-from converter.calibration.sets import ModelInput, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import ModelInput
 from converter.cli import project_settings
 from converter.config import Preprocessing, Runtime
 from converter.difference import diff

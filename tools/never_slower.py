@@ -22,7 +22,7 @@ import numpy as np
 import typer
 
 import converter
-from converter.calibration.sets import open_calibration_set
+from converter.calibration.opening import open_calibration_set
 from converter.config import Budget, CalibrationSettings, Runtime, Target
 from converter.errors import ConfigError
 from converter.latency import measure_latency, speedup

@@ -30,7 +30,8 @@ import typer
 from numpy.typing import NDArray
 
 import converter
-from converter.calibration.sets import CalibrationSet, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, Preprocessing
 from converter.model_file import load_model, save_model, write_text_atomically
 from converter.planner.cost import count_cost

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from converter.calibration.moments import Moments
-from converter.calibration.sets import CalibrationSet, Subset, padded
+from converter.calibration.sets import CalibrationSet, padded
+from converter.calibration.subset import Subset
 from converter.config import CalibrationSettings, Runtime
 from converter.errors import CalibrationError
 from converter.progress import Advance

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.sets import Batch, CalibrationSet, Subset, fixed_batch, padded
+from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padded
+from converter.calibration.subset import Subset
 from converter.config import Runtime
 from converter.refine.loss import holds_scores, relative_error
 from converter.runtime import model_inputs, open_session, run

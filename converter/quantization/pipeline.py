@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.calibration.sets import CalibrationSet, DataReader, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import Preprocessing, QuantizationSettings, Target
 from converter.model_file import check_output_path, load_model, save_model
 from converter.progress import SILENT, Progress

@@ -8,7 +8,8 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.sets import Batch, CalibrationSet, Subset, fixed_batch, padded
+from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padded
+from converter.calibration.subset import Subset
 from converter.config import QuantizationSettings, Runtime
 from converter.runtime import model_inputs, open_session, run
 from passes.expose import expose

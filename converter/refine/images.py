@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.calibration.sets import CalibrationSet, Subset
+from converter.calibration.sets import CalibrationSet
+from converter.calibration.subset import Subset
 from converter.errors import CalibrationError
 
 if TYPE_CHECKING:

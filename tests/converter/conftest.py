@@ -1,14 +1,48 @@
-"""Results that several tests show."""
+"""Models, images and results that several tests take."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
+import onnx.parser
 import pytest
+from PIL import Image
 
 from converter.latency import Speedup
 from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
+
+NET = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[batch, 3, 8, 8] image) => (float[batch, 4] scores)
+    <float[4, 3] w = {1,0,0, 0,1,0, 0,0,1, 0.5,0.5,0.5}>
+    {
+        a = GlobalAveragePool (image)
+        b = Flatten (a)
+        scores = Gemm <transB = 1> (b, w)
+    }
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(NET), path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four class folders; the network is right on each, but for one of the last."""
+    folder = tmp_path / "pictures"
+    colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255), "d": (255, 255, 255)}
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(folder / name / "1.png")
+    Image.new("RGB", (8, 8), colours["a"]).save(folder / "d" / "2.png")
+    return folder
 
 
 @pytest.fixture

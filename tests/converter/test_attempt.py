@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from converter import attempt as module
 from converter.attempt import attempt
-from converter.calibration.sets import open_calibration_set
+from converter.calibration.opening import open_calibration_set
 from converter.config import (
     Budget,
     CalibrationSettings,

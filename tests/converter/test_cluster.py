@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
+from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
-from converter.calibration.sets import CalibrationSet, open_calibration_set
+from converter.calibration.sets import CalibrationSet
 from converter.cluster import Cluster, connect
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import CalibrationError, ConfigError

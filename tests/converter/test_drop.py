@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter.calibration.sets import CalibrationSet, ModelInput, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet, ModelInput
 from converter.config import Preprocessing
 from converter.drop import Evaluation, drop_of, set_apart
 from converter.errors import CalibrationError

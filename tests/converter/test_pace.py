@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converter import pace as module
-from converter.calibration.sets import open_calibration_set
+from converter.calibration.opening import open_calibration_set
 from converter.config import Budget, CalibrationSettings, Runtime, SolverSettings, Target
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form

@@ -10,8 +10,9 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
+from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
-from converter.calibration.sets import DataReader, open_calibration_set
+from converter.calibration.sets import DataReader
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.fitting import geometry_of
 from converter.place import WAITING, Asked, Here

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter.calibration.sets import open_calibration_set
+from converter.calibration.opening import open_calibration_set
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import ModelError
 from converter.model_file import save_model

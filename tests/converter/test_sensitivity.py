@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter.calibration.sets import CalibrationSet, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet
 from converter.config import Preprocessing
 from converter.differentiable import TorchGraph, UnsupportedOperatorError
 from converter.errors import CalibrationError

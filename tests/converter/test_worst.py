@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from converter.calibration.sets import ModelInput, Subset, image_file, open_calibration_set
+from converter.calibration.image_folder import image_file
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import ModelInput
+from converter.calibration.subset import Subset
 from converter.config import Preprocessing
 from converter.worst import Worst, WorstImage
 

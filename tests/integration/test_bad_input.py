@@ -20,6 +20,7 @@ from onnx.external_data_helper import set_external_data
 from PIL import Image
 
 from converter import cli
+from converter.cli.terminal import DEBUG
 
 NET = """
     <ir_version: 8, opset_import: ["": {opset}, "custom": 1]>
@@ -80,7 +81,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
     monkeypatch.chdir(folder)
-    monkeypatch.delenv(cli.DEBUG, raising=False)
+    monkeypatch.delenv(DEBUG, raising=False)
     return folder
 
 

@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader
 
 import converter
 from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSettings, Target
-from converter.calibration.sets import open_calibration_set
+from converter.calibration.opening import open_calibration_set
 from converter.model_file import file_digest
 from converter.planner.cost import ModelCost, count_cost
 from converter.report.page import render_page

@@ -20,7 +20,8 @@ import pytest
 import typer
 
 import converter
-from converter import cli
+from converter.cli import app
+from converter.cli.terminal import INTERNAL, INTERRUPTED
 from converter.config import Gates
 from converter.errors import ConverterError
 
@@ -50,7 +51,7 @@ def twofold(page: Path) -> list[list[str]]:
     return [words[1:] for words in shown(page) if Path(words[0]).name == "twofold"]
 
 
-GROUP: Any = typer.main.get_command(cli.app)
+GROUP: Any = typer.main.get_command(app)
 COMMANDS = [
     pytest.param(words, id=f"{page.relative_to(ROOT)} {shlex.join(words)}")
     for page in PAGES
@@ -155,7 +156,7 @@ def test_every_exit_code_is_in_the_reference() -> None:
     text = (DOCS / "reference/exit-codes.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (\d+) \|(.*)$", text, re.MULTILINE))
     kinds = ConverterError.__subclasses__()
-    codes = {kind.exit_code for kind in kinds} | {0, cli._INTERNAL, cli._INTERRUPTED}
+    codes = {kind.exit_code for kind in kinds} | {0, INTERNAL, INTERRUPTED}
     assert {int(code) for code in rows} == codes
     for name in converter.__all__:
         kind = getattr(converter, name)

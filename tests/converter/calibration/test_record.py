@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Inputs, Recorder, Sample
-from converter.calibration.sets import Batch, fixed_batch, open_calibration_set
+from converter.calibration.sets import Batch, fixed_batch
 from converter.config import CalibrationSettings, Preprocessing, Runtime
 from converter.errors import CalibrationError
 from converter.runtime import model_inputs

@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter.calibration.sets import CalibrationSet, open_calibration_set
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet
 from converter.config import Preprocessing, Runtime
 from converter.quantization.judge import Deviation, Judge, held_batches
 from converter.runtime import model_inputs

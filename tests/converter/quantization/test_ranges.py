@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from converter.calibration.sets import open_calibration_set
+from converter.calibration.opening import open_calibration_set
 from converter.config import Preprocessing, QuantizationSettings, Runtime
 from converter.errors import SolverError
 from converter.progress import SILENT
