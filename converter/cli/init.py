@@ -34,7 +34,7 @@ def init(
     """Write a commented twofold.toml for a model, and the schema that editors complete it by."""
     with one_sentence():
         target = model.parent / PROJECT_FILE if config is None else config
-        rules = target.with_name(SCHEMA_FILE)
+        rules = target.parent / SCHEMA_FILE
         check_outputs([target, rules], read=[model])
         if target.exists() and not force:
             raise ConfigError(f"{target} is there already; --force writes over it")

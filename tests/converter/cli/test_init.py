@@ -30,3 +30,7 @@ def test_init(twofold: Run, net: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert twofold("init", "net.onnx", "--config", "ci/other.toml").code == 0
     text = (tmp_path / "ci" / "other.toml").read_text(encoding="utf-8")
     assert 'model = "../net.onnx"' in text
+
+    refused = twofold("init", "net.onnx", "--config", ".")
+    assert refused.code == 2
+    assert "is a folder" in refused.err
