@@ -156,7 +156,7 @@ def _points(candidates: Sequence[Candidate]) -> list[Point]:
     return points
 
 
-def plan(prepared: Prepared, paced: Paced | None, budget: Budget) -> Choice:
+def plan(prepared: Prepared, paced: Paced | None, budget: Budget, *, more: float = 1.0) -> Choice:
     """Choose a form for each layer within the budget.
 
     With milliseconds the choice is tried, with random weights, and made again where it misses what was
@@ -169,6 +169,9 @@ def plan(prepared: Prepared, paced: Paced | None, budget: Budget) -> Choice:
     paced : Paced or None
         None plans without milliseconds.
     budget : Budget
+    more : float, default 1.0
+        How many times faster than asked a plan must be, where the budget is in time: what an earlier one
+        turned out too slow by.
 
     Raises
     ------
@@ -179,11 +182,13 @@ def plan(prepared: Prepared, paced: Paced | None, budget: Budget) -> Choice:
     if paced is None:
         return choose(prepared.candidates, limits)
     if budget.timed:
-        return _in_time(prepared, paced, budget, limits)
+        return _in_time(prepared, paced, budget, limits, more)
     return _not_slower(prepared, paced, limits)
 
 
-def _in_time(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence[Limit]) -> Choice:
+def _in_time(
+    prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence[Limit], more: float
+) -> Choice:
     """Meet a speed-up or a latency as measured; of the plans that do, take that of least effect."""
     if budget.latency_ms is None:
         assert budget.speedup is not None, "a budget in time is one of the two"
@@ -193,7 +198,7 @@ def _in_time(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence[
         wanted = original.median_ms / budget.latency_ms
         option = f"--latency-ms {budget.latency_ms:g}"
     factor = budget.speedup is not None
-    aim = asked = wanted * (1 + MARGIN)
+    aim = asked = wanted * more * (1 + MARGIN)
     met: list[Choice] = []
     fastest: tuple[float, Choice] | None = None
     for _ in range(TRIALS):

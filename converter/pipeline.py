@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from converter.attempt import attempt
+from converter.attempt import meet
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
 from converter.config import (
@@ -28,7 +28,7 @@ from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion
-from converter.pace import pace, plan
+from converter.pace import pace
 from converter.planner.measurements import Measurements
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT, Progress
@@ -107,7 +107,7 @@ def convert(
         with clock.stage("measure layers"):
             paced = pace(prepared, target, Measurements(cache), progress)
 
-    # one plan is carried out for a budget, several for a tolerance
+    # one plan is carried out for a budget, or two where time runs short; several for a tolerance
     searched = None
     if tolerance is not None and judged_on is not None:
         done, searched = search(
@@ -123,9 +123,7 @@ def convert(
         )
     else:
         assert budget is not None, "a budget is given where no tolerance is"
-        with clock.stage("choose"):
-            choice = plan(prepared, paced, budget)
-        done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
+        done = meet(prepared, paced, budget, solver, progress, clock)
     with clock.stage("predict the front"):
         front = [point for _, point in predicted_front(prepared, paced, read=False)]
 

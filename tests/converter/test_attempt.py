@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from converter import attempt as module
-from converter.attempt import attempt
+from converter.attempt import Attempt, attempt, meet
 from converter.calibration.opening import open_calibration_set
 from converter.config import (
     Budget,
@@ -22,6 +22,7 @@ from converter.config import (
     Runtime,
     SolverSettings,
 )
+from converter.errors import ConfigError
 from converter.model_file import load_model, save_model
 from converter.outcome import Latency
 from converter.pace import plan
@@ -71,6 +72,64 @@ def test_without_timing_the_plan_is_the_result(prepared: Prepared) -> None:
     assert prepared.cost.macs / done.cost.macs >= 4
     assert done.cost == count_cost(done.model, prepared.sample, label="it")
     assert [stage.name for stage in clock.stages()] == ["fit layers"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "budget", "asked", "shipped", "note"),
+    [
+        ([3.1], Budget(speedup=3), [1.0], 0, None),
+        ([2.5, 3.2], Budget(speedup=3), [1.0, 1.2], 1, "planned twice"),
+        ([2.5, 2.4], Budget(speedup=3), [1.0, 1.2], 0, "2.50 and 2.40"),
+        ([2.5, 2.8], Budget(speedup=3), [1.0, 1.2], 1, "is missed"),
+        ([2.5, 4.1], Budget(latency_ms=0.5), [1.0, 1.6], 1, "planned twice"),
+        ([2.5, None], Budget(speedup=3), [1.0, 1.2], 0, "is missed"),
+        ([0.9], Budget(macs=3), [1.0], 0, None),
+    ],
+)
+def test_a_budget_in_time_is_met_as_measured(
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    readings: list[float | None],
+    budget: Budget,
+    asked: list[float],
+    shipped: int,
+    note: str | None,
+) -> None:
+    plans: list[float] = []
+    attempts: list[Attempt] = []
+
+    def planned(*_: object, more: float) -> None:
+        plans.append(more)
+        if readings[len(attempts)] is None:
+            raise ConfigError("out of reach")
+
+    def attempted(*_: object, trade: bool) -> Attempt:
+        assert trade == (not budget.timed)
+        ratio = readings[len(attempts)]
+        assert ratio is not None
+        latency = Latency("cpu", 1, 1, 2.0, 2.0 / ratio, ratio, ratio - 0.01, ratio + 0.01, 1.0)
+        cost = prepared.cost
+        attempts.append(Attempt(prepared.original, cost, 1, (), (), latency, (), None))  # type: ignore[arg-type]
+        return attempts[-1]
+
+    monkeypatch.setattr(module, "plan", planned)
+    monkeypatch.setattr(module, "attempt", attempted)
+    done = meet(prepared, None, budget, SOLVER, SILENT, Clock())
+    assert plans == pytest.approx(asked)
+    assert done.latency is attempts[shipped].latency
+    assert (note is None) == (not done.notes)
+    assert note is None or note in done.notes[0]
+
+
+def test_a_budget_out_of_reach_is_refused(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, more: float) -> None:
+        raise ConfigError(f"{more}")
+
+    monkeypatch.setattr(module, "plan", refused)
+    with pytest.raises(ConfigError):
+        meet(prepared, None, Budget(speedup=3), SOLVER, SILENT, Clock())
 
 
 @pytest.mark.parametrize("kept", [["first"], ["first", "second"], []])

@@ -121,6 +121,15 @@ def test_a_plan_that_misses_its_speedup_is_made_again_with_a_tighter_limit(
     assert timed.added_up(choice.chosen) >= 2 * 2 / 1.5
 
 
+def test_a_plan_may_have_to_be_faster_than_asked(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    clock(monkeypatch, [2.5])
+    choice = plan(prepared, timed, Budget(speedup=2), more=1.2)
+    assert timed.added_up(choice.chosen) >= 2 * 1.2
+
+
 def test_a_plan_that_meets_its_speedup_is_tried_once(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
