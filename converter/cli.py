@@ -238,7 +238,9 @@ class _Running:
 
     provider: Annotated[
         str,
-        typer.Option(metavar="cpu|cuda", help="onnxruntime.", rich_help_panel=_RUNNING),
+        typer.Option(
+            metavar="cpu|cuda", help="What onnxruntime runs on.", rich_help_panel=_RUNNING
+        ),
     ] = Runtime.provider
     threads: Annotated[
         int,
