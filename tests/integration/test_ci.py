@@ -115,8 +115,8 @@ def project(folder: Path, shared: Path, network: str = "resnet20") -> Path:
         {preparation}
 
         [running]
-        images = 64
-        patches = 512
+        images = 40
+        patches = 256
         threads = 1
         timing = false
 
@@ -125,8 +125,8 @@ def project(folder: Path, shared: Path, network: str = "resnet20") -> Path:
         seconds = 0.2
         min_macs_reduction = {0.99 * macs}
         max_file_mb = {megabytes}
-        max_accuracy_drop = 10
-        min_agreement = 80
+        max_accuracy_drop = 5
+        min_agreement = 85
         """,
         encoding="utf-8",
     )
@@ -136,10 +136,10 @@ def project(folder: Path, shared: Path, network: str = "resnet20") -> Path:
 CIFAR10 = 'preset = "cifar10"'
 IMAGENET = "mean = [0.485, 0.456, 0.406]\n        std = [0.229, 0.224, 0.225]"
 REFERENCE = {
-    "resnet20": (1.3, 1.1, IMAGENET),
-    "alexnet": (2.0, 20.0, CIFAR10),
-    "googlenet": (1.5, 20.0, CIFAR10),
-    "vgg16": (2.0, 50.0, CIFAR10),
+    "resnet20": (1.3, 1.0, IMAGENET),
+    "alexnet": (2.0, 8.0, CIFAR10),
+    "googlenet": (1.5, 15.0, CIFAR10),
+    "vgg16": (2.0, 15.0, CIFAR10),
 }
 """By network: how many times fewer multiply-accumulates, the most megabytes, and how images are prepared."""
 

@@ -160,6 +160,14 @@ def test_every_layer_has_its_numbers(run: Report) -> None:
     assert "the memory bound halved the patches" in words
 
 
+def test_a_front_that_was_not_timed_does_not_say_so(front: Report) -> None:
+    front["settings"] = {"target": {"runtime": {"provider": "cpu", "threads": 2}}}
+    assert "Timed on CPU, 2 threads." in Document(render_page(front)).text
+    for point in front["points"]:
+        point["speedup"] = None
+    assert "Timed on" not in Document(render_page(front)).text
+
+
 def test_the_front_has_the_chosen_point_and_a_table(run: Report, front: Report) -> None:
     page = render_page(run)
     marks = re.findall(r'<circle class="(\w+)" cx', page)
