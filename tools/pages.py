@@ -70,6 +70,18 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return re.sub(r"<!-- made of the code: (.*?) -->", lambda found: _part(found[1]), markdown)
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Mark options in code, so that lines do not break at their hyphens."""
+    return re.sub(
+        r"(?<=<code>).*?(?=</code>)",
+        lambda found: re.sub(
+            r"(?<![\w-])(--[a-z][\w-]*)(?![^<]*>)", r'<span class="option">\1</span>', found[0]
+        ),
+        html,
+        flags=re.DOTALL,
+    )
+
+
 def _part(name: str) -> str:
     if name not in PARTS:
         raise PluginError(f"nothing is made of the code by the name {name!r}; see tools/pages.py")

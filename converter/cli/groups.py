@@ -125,7 +125,9 @@ class Running:
 
     provider: Annotated[
         str,
-        typer.Option(metavar="cpu|cuda", help="onnxruntime.", rich_help_panel=RUNNING),
+        typer.Option(
+            metavar="cpu|cuda", help="What onnxruntime runs on.", rich_help_panel=RUNNING
+        ),
     ] = Runtime.provider
     threads: Annotated[
         int,

@@ -494,7 +494,7 @@ def print_verdict(
 ) -> None:
     """Print each gate on a line, and where the files lie."""
     console = console or output_console()
-    table = _table("gate", "wanted", ">found", "", "")
+    table = _table("|gate", "wanted", ">found", "|", "")
     for gate in verdict.gates:
         table.add_row(
             *_texts([gate.name, gate.bound, gate.figure, gate.status, gate.detail]),
@@ -605,12 +605,14 @@ def _output_cells(output: OutputComparison) -> list[str]:
 
 
 def _table(*columns: str) -> Table:
-    """Return an empty table; a column whose head begins with ">" is aligned to the right."""
+    """Return an empty table; heads begin with ">" to align a column to the right, "|" to keep it whole."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        right = column.startswith(">")
         table.add_column(
-            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+            column.lstrip(">|"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=column.startswith("|"),
         )
     return table
 

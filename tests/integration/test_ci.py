@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -90,43 +91,57 @@ def _holds(condition: str, inputs: Mapping[str, str]) -> bool:
     return inputs[found[1]] == found[2]
 
 
-def project(folder: Path, shared: Path) -> Path:
-    """Write a project that converts the reference ResNet-20 quickly, with a few real images."""
-    for images in (shared / "data/cifar10/calib").glob("*/"):
-        (folder / "images" / images.name).mkdir(parents=True)
-        for image in sorted(images.iterdir())[:8]:
-            shutil.copy(image, folder / "images" / images.name)
+def project(folder: Path, shared: Path, network: str = "resnet20") -> Path:
+    """Write a project that converts a reference model quickly, with a few real images, and its gates."""
+    for source in ("calib", "val"):
+        for images in (shared / "data/cifar10" / source).glob("*/"):
+            (folder / source / images.name).mkdir(parents=True)
+            for image in sorted(images.iterdir())[:8]:
+                shutil.copy(image, folder / source / images.name)
+    macs, megabytes, preparation = REFERENCE[network]
     path = folder / "twofold.toml"
     path.write_text(
         f"""
-        model = "{shared}/models/resnet20_cifar10.onnx"
-        calib = "images"
+        model = "{shared}/models/{network}_cifar10.onnx"
+        calib = "calib"
         out = "fast.onnx"
         solver = "data-svd"
+        schemes = "channel"
 
         [budget]
-        macs = 1.3
+        macs = {macs}
 
         [preprocessing]
-        mean = [0.485, 0.456, 0.406]
-        std = [0.229, 0.224, 0.225]
+        {preparation}
 
         [running]
-        images = 64
-        patches = 512
+        images = 40
+        patches = 256
         threads = 1
         timing = false
 
         [gates]
-        data = "images"
+        data = "val"
         seconds = 0.2
-        min_macs_reduction = 1.29
-        max_file_mb = 1.2
-        min_agreement = 50
+        min_macs_reduction = {0.99 * macs}
+        max_file_mb = {megabytes}
+        max_accuracy_drop = 5
+        min_agreement = 85
         """,
         encoding="utf-8",
     )
     return path
+
+
+CIFAR10 = 'preset = "cifar10"'
+IMAGENET = "mean = [0.485, 0.456, 0.406]\n        std = [0.229, 0.224, 0.225]"
+REFERENCE = {
+    "resnet20": (1.3, 1.0, IMAGENET),
+    "alexnet": (2.0, 8.0, CIFAR10),
+    "googlenet": (1.5, 15.0, CIFAR10),
+    "vgg16": (2.0, 15.0, CIFAR10),
+}
+"""By network: how many times fewer multiply-accumulates, the most megabytes, and how images are prepared."""
 
 
 def test_the_action_on_a_reference_model(tmp_path: Path, shared: Path) -> None:
@@ -147,13 +162,13 @@ def test_the_action_on_a_reference_model(tmp_path: Path, shared: Path) -> None:
         command="check",
         model=f"{shared}/models/resnet20_cifar10.onnx",
         converted="fast.onnx",
-        data="images",
+        data="val",
         gates="max_file_mb=0.1",
         options="--seconds\n0.1\n--preset\ncifar10",
     )
     assert judged.returncode == 1
-    assert "1 of 4 gates failed; max_file_mb failed" in judged.stderr
-    assert "1 of 4 gates failed" in job.summary
+    assert "1 of 5 gates failed; max_file_mb failed" in judged.stderr
+    assert "1 of 5 gates failed" in job.summary
     assert float(job.outputs["speedup"]) > 0
 
 
@@ -190,16 +205,33 @@ def test_the_gitlab_job_runs_a_command_that_is_there(tmp_path: Path, shared: Pat
     job = yaml.safe_load((ROOT / "docs/ci/gitlab.yml").read_text(encoding="utf-8"))[".twofold"]
     (script,) = job["script"]
     project(tmp_path, shared)
-    done = subprocess.run(
-        [sys.executable, "-m", "converter", *script.split()[1:], "--quiet"],
-        cwd=tmp_path,
+    done = twofold(tmp_path, *script.split()[1:], "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / job["artifacts"]["reports"]["junit"]).is_file()
+
+
+@pytest.mark.parametrize("network", [name for name in REFERENCE if name != "resnet20"])
+def test_reference_models_pass_their_gates(tmp_path: Path, shared: Path, network: str) -> None:
+    """ResNet-20 does above, by the Action and by the GitLab job."""
+    project(tmp_path, shared, network)
+    done = twofold(tmp_path, "run", "--json", "verdict.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = json.loads((tmp_path / "verdict.json").read_text(encoding="utf-8"))
+    assert {each["name"] for each in verdict["gates"]} == {
+        *("min_macs_reduction", "max_file_mb", "max_accuracy_drop", "min_agreement", "finite")
+    }
+
+
+def twofold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "converter", *words],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / job["artifacts"]["reports"]["junit"]).is_file()
 
 
 def test_the_image_is_built_of_files_that_are_there() -> None:

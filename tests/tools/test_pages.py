@@ -98,6 +98,14 @@ def test_pages_ask_for_parts_that_are_there() -> None:
         pages.on_page_markdown("<!-- made of the code: nothing -->")
 
 
+def test_options_in_code_do_not_break_at_their_hyphens() -> None:
+    html = (
+        '<a href="--x">--no-timing</a><code><span class="w--k">convert</span> --no-timing -q</code>'
+    )
+    marked = '<span class="option">--no-timing</span>'
+    assert pages.on_page_content(html) == html.replace("> --no-timing", f"> {marked}")
+
+
 def test_formulas_become_mathml() -> None:
     drawn = pages.formula(r"\frac{a}{b}" + "\n\nc")
     assert drawn.count("<math") == 2

@@ -208,10 +208,9 @@ def _cost(run: Record, validation: Record) -> str:
 def _timed_on(run: Record, validation: Record) -> str:
     """Say with what the headline was timed."""
     runs = [each.record("original") for each in validation.records("latencies")]
-    target = run.record("settings").record("target").record("runtime")
-    found = next(
-        (each for each in (*runs, run.record("latency"), target) if each.text("provider")), None
-    )
+    if any(point.number("speedup") is not None for point in run.records("points")):
+        runs.append(run.record("settings").record("target").record("runtime"))
+    found = next((each for each in (*runs, run.record("latency")) if each.text("provider")), None)
     if found is None:
         return ""
     threads = found.count("threads")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from converter.errors import ConfigError
 from converter.gates import GateResult, Verdict
+from converter.report.console import print_verdict
 from converter.report.junit import write_junit
 from converter.report.markdown import append_summary, verdict_markdown
 from converter.validation import Size, Validation
@@ -54,6 +58,13 @@ def test_junit_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         write_junit(tmp_path / "none" / "j.xml", VERDICT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_narrow_terminal_shows_names_of_gates_whole() -> None:
+    stream = io.StringIO()
+    gate = GateResult("min_macs_reduction", 1.9, 2.2, "passed", "", "long words " * 5)
+    print_verdict(replace(VERDICT, gates=(gate,)), console=Console(file=stream, width=60))
+    assert "min_macs_reduction " in stream.getvalue()
 
 
 def test_markdown_says_what_failed_first() -> None:

@@ -173,6 +173,13 @@ def test_many_layers_fit_a_phone(show: Show, large: Any) -> None:
     assert len(_names(page)) == 150
 
 
+def test_a_phone_shows_which_gates_failed(show: Show, run: Any, validation: Any) -> None:
+    page = show(run, validation, viewport=NARROW)
+    for words in ("passed", "failed"):
+        box = page.locator(".gates td", has_text=words).first.bounding_box()
+        assert box["x"] + box["width"] <= NARROW["width"]
+
+
 def test_hostile_names_run_nothing(show: Show, run: Any) -> None:
     for layer in run["layers"]:
         layer["name"] = '"><script>document.title = "hacked"</script><img src=x onerror=alert(1)>'

@@ -105,7 +105,9 @@ def test_gates_stand_on_top(run: Report, judged: Callable[..., Report]) -> None:
     words = Document(render_page(run, validation=judged())).text
     assert "1 of 2 gates failed" in words
     assert words.index("1 of 2 gates failed") < words.index("faster at batch 32")
-    assert re.search(r"max_accuracy_drop at most 0.1 points 0.5 points ✗ failed\s*too much", words)
+    assert re.search(
+        r"max_accuracy_drop\s+✗ failed\s+0.5 points\s+at most 0.1 points\s+too much", words
+    )
     assert "1 of 1 gates passed" in Document(render_page(run, validation=judged(keep=1))).text
     assert "gate" not in Document(render_page(run)).text
 
@@ -158,6 +160,14 @@ def test_every_layer_has_its_numbers(run: Report) -> None:
         assert part in words
     assert "its weights are shared" in words
     assert "the memory bound halved the patches" in words
+
+
+def test_a_front_that_was_not_timed_does_not_say_so(front: Report) -> None:
+    front["settings"] = {"target": {"runtime": {"provider": "cpu", "threads": 2}}}
+    assert "Timed on CPU, 2 threads." in Document(render_page(front)).text
+    for point in front["points"]:
+        point["speedup"] = None
+    assert "Timed on" not in Document(render_page(front)).text
 
 
 def test_the_front_has_the_chosen_point_and_a_table(run: Report, front: Report) -> None:
