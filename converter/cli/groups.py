@@ -125,9 +125,7 @@ class Running:
 
     provider: Annotated[
         str,
-        typer.Option(
-            metavar="cpu|cuda", help="What onnxruntime runs on.", rich_help_panel=RUNNING
-        ),
+        typer.Option(metavar="cpu|cuda", help="What onnxruntime runs on.", rich_help_panel=RUNNING),
     ] = Runtime.provider
     threads: Annotated[
         int,
