@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -204,7 +204,7 @@ def check_output_path(out: Path, *inputs: Path) -> None:
     except OSError as error:
         raise ConfigError(_cannot_write(out, error)) from error
     finally:
-        probe.unlink(missing_ok=True)
+        _remove(probe)
 
 
 def file_digest(path: Path) -> str:
@@ -335,6 +335,11 @@ def _check_weight_sizes(model: onnx.ModelProto, path: Path) -> None:
                 "export the model again or update onnx"
             )
         expected = _expected_bytes(tensor)
+        if (expected or 0) > PROTOBUF_LIMIT:
+            raise ModelError(
+                f"the tensor {tensor.name!r} of {path} takes {(expected or 0) / 2**30:.1f} GiB alone, and "
+                "protobuf copies none above 2 GiB; part it into two"
+            )
         if tensor.HasField("raw_data") and expected not in (None, len(tensor.raw_data)):
             raise ModelError(
                 f"the tensor {tensor.name!r} of {path} has {len(tensor.raw_data)} bytes where its "
@@ -515,7 +520,13 @@ def _written_together(*paths: Path) -> Iterator[Sequence[IO[bytes]]]:
         raise ConfigError(_cannot_write(paths[-1], error)) from error
     finally:
         for path in temporaries if complete else [*temporaries, *placed]:
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of ours if it is there; a file system that is read-only says so of those that are not."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _temporary_beside(path: Path) -> Path:

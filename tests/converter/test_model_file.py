@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -463,6 +464,30 @@ def test_weights_in_a_file_begin_at_pages_and_run_as_before(tmp_path: Path) -> N
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})
     np.testing.assert_allclose(y, x * weights["s"] + weights["t"], rtol=1e-6)
+
+
+def test_a_tensor_above_what_protobuf_copies_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    save_model(conv_model(128), path, external_above=0)
+    monkeypatch.setattr(model_file, "PROTOBUF_LIMIT", 1535)
+    with pytest.raises(ModelError, match="part it into two"):
+        load_model(path)
+
+
+def test_a_file_system_that_is_read_only_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Path, "unlink", refused)  # Linux: also where there is no such file
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        check_output_path(tmp_path / "m.onnx")
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        save_model(conv_model(), tmp_path / "m.onnx")
 
 
 def test_a_model_above_what_protobuf_holds_is_refused(
