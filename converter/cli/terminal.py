@@ -68,11 +68,20 @@ def one_sentence() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except Exception as error:  # noqa: BLE001  # the last line of defence against a traceback
         _debug()
-        say(
-            f"error: internal error, {type(error).__name__}: {error}; "
-            f"set {DEBUG}=1 to see the traceback, and please report it"
-        )
+        if _out_of_memory(error):
+            say("error: there is not enough memory; free some, or lower --memory and --patches")
+        else:
+            say(
+                f"error: internal error, {type(error).__name__}: {error}; "
+                f"set {DEBUG}=1 to see the traceback, and please report it"
+            )
         raise typer.Exit(INTERNAL) from None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory is what is lacking; torch and onnxruntime say so in words of their own."""
+    words = ("can't allocate memory", "Failed to allocate memory", "bad_alloc", "out of memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _debug() -> None:

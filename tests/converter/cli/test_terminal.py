@@ -55,6 +55,24 @@ def test_unexpected_error_is_one_sentence(
     assert "Traceback" in ended.err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("[ONNXRuntimeError] : 6 : std::bad_alloc"),
+    ],
+)
+def test_too_little_memory_is_named(
+    twofold: Run, called: Called, net: Path, tmp_path: Path, error: Exception
+) -> None:
+    called.error = error
+    ended = twofold("convert", net, "--calib", "x.npy", "--out", tmp_path / "s.onnx", "--macs", 2)
+    assert ended.code == 5
+    assert "not enough memory" in ended.err
+    assert "--patches" in ended.err
+
+
 def test_interrupt(twofold: Run, called: Called, net: Path, tmp_path: Path) -> None:
     called.error = KeyboardInterrupt()
     ended = twofold("convert", net, "--calib", "x.npy", "--out", tmp_path / "s.onnx", "--macs", 2)
