@@ -253,6 +253,7 @@ def test_real_clocks_give_every_offered_candidate_its_milliseconds(
         assert all(one.ms is not None and one.ms >= 0 for one in each)
         assert {one.form for one in each} <= {one.form for one in prepared.candidates[name]}
         assert Form("channel", (1,)) in {one.form for one in each}
-    read_plans(prepared, timed, frontier(timed.candidates, "ms", 4))
+    # a front by the clock may hold nothing but the original, where other work disturbs it
+    read_plans(prepared, timed, frontier(timed.candidates, "macs", 4))
     assert timed.readings
     assert all(read > 0 for read in timed.readings.values())
