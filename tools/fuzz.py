@@ -5,7 +5,7 @@
 Hypothesis draws the graphs (`tools.random_graphs`) in blocks that each have a seed of their own, so that an
 interrupted run goes on and a failure can be drawn again. Of each graph it is checked that the passes, and all
 layers replaced by branches that equal them (three schemes in turns, four ways), leave every output what it
-was to round-off, under onnxruntime with and without its own optimiser. About one graph in fifty is converted
+was to round-off, under onnxruntime with and without its own optimiser. Some of the graphs are converted
 whole and examined as in `tools.real_graphs`, but for its error: weights of full rank have no small ones. The
 smallest graph that fails is kept beside the figures.
 """
@@ -80,7 +80,7 @@ def try_graphs(
     count : int
     seeded : int
     convert : bool, default True
-        Whether about one in fifty is converted whole.
+        Whether some are converted whole: those whose turn is 0.
     failing : Path or None, default None
         Where the smallest graph that fails goes.
     """
