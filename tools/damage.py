@@ -184,7 +184,7 @@ def _read_all(
     name: str, folder: Path, seed: int, first: int, count: int, parent: Connection
 ) -> None:
     kind = next(kind for kind in KINDS if kind.name == name)
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # of Pillow and numpy, about what was damaged
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # of libraries in C
     for number in range(first, count):

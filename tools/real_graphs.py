@@ -269,7 +269,7 @@ def backend_cases() -> Iterator[tuple[str, onnx.ModelProto, Feeds]]:
         return any(node.op_type in linear for node in model.graph.node)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of onnx, whose cases overflow on purpose
         cases = collect_testcases(None)
     for case in sorted(cases, key=lambda case: case.name):
         if case.model is not None and case.data_sets and has_linear(case.model):

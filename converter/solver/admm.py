@@ -132,7 +132,8 @@ class Admm:
         path, history, status = self._path(coordinates, allowance, max(most, 1))
         order = _order(path)
         if not most or sizes is not None:  # S must have channels, however few the path has kept
-            order += [each for each in _by_strength(coordinates) if each not in set(order)]
+            kept = set(order)
+            order += [each for each in _by_strength(coordinates) if each not in kept]
         if sizes is None:
             candidates = _structures(path, order, allowance, most)
         else:
@@ -374,8 +375,10 @@ def _by_strength(coordinates: Coordinates) -> list[int]:
     """All eligible channels by falling share in the original's response, as if they were independent."""
     problem = coordinates.problem
     groups = len(problem.eligible)
-    columns = slice(coordinates.root.shape[0] - groups * problem.taps, None)
-    energy = coordinates.root[columns].square().sum(1)
+    # the last features are the patches of these channels, also where the first ones are a basis
+    energy = coordinates.root[len(coordinates.root) - groups * problem.taps :].square().sum(1)
+    steps = torch.arange(problem.taps, device=problem.eligible.device)
+    columns = (problem.eligible[:, None] * problem.taps + steps).flatten()
     weight = (coordinates.half @ problem.weight)[:, columns].square().sum(0)
     strength = (weight * energy).view(groups, problem.taps).sum(1)
     return torch.argsort(strength, descending=True, stable=True).tolist()

@@ -169,6 +169,14 @@ def test_a_channel_is_kept_where_the_path_has_removed_all_of_them(
     assert len(settled.support) == 3
     assert loud in settled.support
 
+    eligible = torch.tensor([0, loud, 6])  # features in a basis, of some channels only
+    columns = (eligible[:, None] * TAPS + torch.arange(TAPS)).flatten()
+    basis = torch.cat([problem.weight, torch.eye(WIDTH)[columns]])
+    seen = problem.features @ basis.T
+    some = dataclasses.replace(problem, basis=basis, eligible=eligible, features=seen)
+    alone = QUICK.solve(some, Allowance(CHANNEL_COST, 10 * RANK_COST, CHANNEL_COST, 8))
+    assert (alone.rank, alone.support.tolist()) == (0, [loud])
+
 
 def test_a_budget_for_a_rank_but_no_channel_gives_l_alone() -> None:
     problem, _ = planted()
