@@ -497,6 +497,28 @@ def _effect(moments: Moments, missed: Tensor, metric: Tensor) -> float:
     return float((weighed * errors).sum()) / len(errors)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """L by its factors, and S (N, s · k) on the columns of a support beside it."""
+
+    factors: Factors
+    kept: _Support | None = None
+    sparse: Tensor | None = None
+
+    def of(self, patches: Tensor, groups: Groups) -> Tensor:
+        """Response (n, N) to patches (n, D): factor by factor, which is less work than by Ŵ."""
+        factors = self.factors
+        inner = factors.second if factors.core is None else factors.core
+        response = torch.zeros(len(patches), len(inner)).to(patches)
+        for group, columns in enumerate(groups.columns):
+            response.addmm_(patches[:, columns] @ factors.first.T, inner[:, group].T)
+        if factors.outer is not None:
+            response = response @ factors.outer.T
+        if self.kept is not None and self.sparse is not None:
+            response.addmm_(patches[:, self.kept.columns], self.sparse.T)
+        return response
+
+
 class _Fit:
     """One layer's patches in plain coordinates: moments, errors, and what a new target looks like."""
 
@@ -513,8 +535,10 @@ class _Fit:
         self.mean = features.mean(0)
         gram = covariance(features, self.mean)
         size = features.shape[1], len(features)
-        self._cautious = torch.linalg.cholesky(damped(gram.clone(), caution(*size)))
+        cautious = damped(gram.clone(), caution(*size))
         self.gram = damped(gram, damping(*size))
+        self._shyness = float(cautious[0, 0] - self.gram[0, 0])
+        self._cautious = torch.linalg.cholesky(cautious)
         recorded = [self.gram, problem.target, problem.features[problem.unseen]]
         recorded += [] if problem.offset is None else [problem.offset]
         if not all(bool(torch.isfinite(each).all()) for each in recorded):
@@ -527,6 +551,7 @@ class _Fit:
         wanted = self.seen.wanted
         spread = ((wanted - wanted.mean(0)) @ self.half).square().sum() / len(wanted)
         self.spread = float(spread) if float(spread) > 0 else 1.0
+        self.groups = groups
         self.quadratic = Quadratic(self.gram, self.half, self.inverse_half, groups)
 
     def _side(self, features: Tensor, rows: Tensor) -> Patches:
@@ -535,10 +560,17 @@ class _Fit:
         target = problem.target[rows]
         return Patches(features, activate(problem.activation, target), target, offset)
 
-    def respond(self, side: Patches, weight: Tensor, bias: Tensor) -> Tensor:
-        """Response plus shortcut of a dense weight (N, D), with `bias` about the mean patch: (n, N)."""
-        response = side.q @ weight.T + (bias - weight @ self.mean)
-        return response if side.offset is None else response + side.offset
+    def respond(self, side: Patches, parts: _Parts, bias: Tensor) -> Tensor:
+        """Response plus shortcut of the parts, with `bias` about the mean patch: (n, N)."""
+        response = parts.of(side.q, self.groups) + (bias - self._of_mean(parts))
+        return response if side.offset is None else response.add_(side.offset)
+
+    def _of_mean(self, parts: _Parts) -> Tensor:
+        return parts.of(self.mean[None], self.groups)[0]
+
+    def plain_bias(self, parts: _Parts, bias: Tensor) -> Tensor:
+        """Turn a bias about the mean patch into one about zero, (N,)."""
+        return bias - self._of_mean(parts)
 
     def error(self, side: Patches, total: Tensor) -> float:
         """Relative squared error after the activation, in the metric."""
@@ -554,18 +586,34 @@ class _Fit:
         bias = missed.mean(0)
         return weight @ self.gram + self._learn(missed - bias), bias + weight @ self.mean
 
-    def moved_target(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def moved_target(self, parts: _Parts, bias: Tensor) -> tuple[Tensor, Tensor]:
         """P and bias of where the activation error is less: the prox of it, regressed on the patches."""
-        response = self.respond(self.seen, weight, bias)
-        wanted = response_prox(self.problem.activation, self.seen.wanted, response, POLISH_PENALTY)
-        moved = wanted - response
+        response = self.respond(self.seen, parts, bias)
+        moved = response_prox(self.problem.activation, self.seen.wanted, response, POLISH_PENALTY)
+        moved -= response
         shift = moved.mean(0)
-        return weight @ self.gram + self._learn(moved - shift), bias + shift
+        moved -= shift
+        return self._covered(parts) + self._learn(moved), bias + shift
+
+    def _covered(self, parts: _Parts) -> Tensor:
+        """Ŵ G (N, D), by way of V G, which is small."""
+        products = self.quadratic.products(parts.factors.first)
+        grouped = torch.einsum("nur,urtd->ntd", parts.factors.second, products)
+        covered = torch.empty(len(grouped), len(self.mean)).to(grouped)
+        covered[:, self.groups.order] = grouped.reshape(len(grouped), -1)
+        if parts.kept is not None and parts.sparse is not None:
+            covered += parts.sparse @ parts.kept.rows
+        return covered
 
     def _learn(self, residual: Tensor) -> Tensor:
-        """Regress a residual (n, N) on the patches, with caution; what P gains by it, (N, D)."""
+        """Regress a residual (n, N) on the patches, with caution; what P gains by it, (N, D).
+
+        That is seen (G + c)⁻¹ (G + d) for the two dampings c and d, which needs no product with G.
+        """
         seen = residual.T @ self.seen.q / len(residual)
-        return torch.cholesky_solve(seen.T, self._cautious).T @ self.gram
+        if self._shyness <= 0:
+            return seen
+        return seen - self._shyness * torch.cholesky_solve(seen.T, self._cautious).T
 
 
 def polish_shared(
@@ -609,7 +657,7 @@ def polish_shared(
         kept = _Support(fit.gram, problem.taps, chosen)
         quadratic = quadratic.within(kept.beside(fit.gram))
         first = quadratic.start(problem.weight, ranks[0])
-    best: tuple[float, Factors, Tensor | None, Tensor, Tensor] | None = None
+    best: tuple[float, _Parts, Tensor] | None = None
     idle = 0
     for step in range(rounds + 1):
         target = quadratic.grouped(cross if kept is None else kept.unreached(cross))
@@ -617,24 +665,23 @@ def polish_shared(
         factors = alternate(quadratic, target, first, steps, limit).factors(limit)
         first = factors.first
         sparse = None if kept is None else kept.step(cross, factors.weight(groups))
-        weight = factors.weight(groups)
-        if kept is not None and sparse is not None:
-            weight[:, kept.columns] += sparse
+        parts = _Parts(factors, kept, sparse)
         judged = fit.unseen if len(fit.unseen.q) else fit.seen
-        error = fit.error(judged, fit.respond(judged, weight, bias))
+        error = fit.error(judged, fit.respond(judged, parts, bias))
         if best is None or error < best[0] * (1 - 1e-4):
-            best, idle = (error, factors, sparse, weight, bias), 0
+            best, idle = (error, parts, bias), 0
         else:
             idle += 1
         if step == rounds or idle == POLISH_PATIENCE or problem.activation.kind == "identity":
             break
-        cross, bias = fit.moved_target(weight, bias)
+        cross, bias = fit.moved_target(parts, bias)
     assert best is not None, "the loop runs at least once"
-    error, factors, sparse, weight, bias = best
+    error, parts, bias = best
     if not math.isfinite(error):
         raise SolverError("the fit became infinite or NaN; lower the learning from outliers")
-    nothing = torch.zeros(len(weight), 0).to(weight)
-    parts = (
+    factors, sparse = parts.factors, parts.sparse
+    nothing = torch.zeros(len(problem.weight), 0).to(problem.weight)
+    chain = (
         (factors.first, factors.second)
         if factors.core is None or factors.outer is None
         else (factors.first, factors.core, factors.outer)
@@ -642,9 +689,9 @@ def polish_shared(
     return Solution(
         support=problem.eligible[:0] if kept is None else kept.channels,
         sparse=nothing if sparse is None else sparse,
-        factors=_balanced(parts),
-        bias=bias - weight @ fit.mean,
-        fitted=fit.error(fit.seen, fit.respond(fit.seen, weight, bias)),
+        factors=_balanced(chain),
+        bias=fit.plain_bias(parts, bias),
+        fitted=fit.error(fit.seen, fit.respond(fit.seen, parts, bias)),
         unseen=error if len(fit.unseen.q) else 0.0,
         status="closed form",
     )
