@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ from converter.config import Provider, Runtime
 from converter.errors import ConfigError
 from converter.runtime import open_session, run
 
-__all__ = ["OPENINGS", "Speedup", "Timing", "measure_latency", "speedup"]
+__all__ = ["CLOSE", "OPENINGS", "Speedup", "Timing", "measure_latency", "speedup"]
 
 OPENINGS = 3
 """Sessions of each model where a plan, a result or a comparison is timed: single ones differ by a tenth."""
+CLOSE = 0.02
+"""Half the interval of a speed-up, as a share of it, that plans and results are timed to where the machine
+allows it."""
 _ROUNDS_LEAST = 5
 _WARM_SECONDS = 0.02
 """Untimed runs before a burst end after this time: by then clocks and caches are warm."""
@@ -108,6 +111,7 @@ def measure_latency(
     warmup: int = 3,
     spinning: bool = True,
     openings: int = 1,
+    within: float | None = None,
     seed: int = 0,
 ) -> dict[str, Timing]:
     """Time `models` on the same `feeds`, in turns.
@@ -133,6 +137,9 @@ def measure_latency(
     openings : int, default 1
         The models are opened so many times, from 1, and each opening gets its share of the rounds: what
         one session has of good or bad luck, with memory and threads, the next one has not.
+    within : float or None, default None
+        Where a slow model would get fewer rounds, give it more, up to all of them, until half the
+        interval of each model's speed-up over the first one is within this share of it.
     seed : int, default 0
         Seed of the order within rounds.
 
@@ -159,6 +166,7 @@ def measure_latency(
     times: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in models}
     generator = np.random.default_rng(seed)
     settled = True
+    most = rounds
     for _ in range(openings):
         runs = {
             name: _runner(
@@ -170,7 +178,10 @@ def measure_latency(
         if slowest > 0:
             rounds = min(rounds, max(_ROUNDS_LEAST, int(seconds / slowest)))
         order = list(runs)
-        for _ in range(math.ceil(rounds / openings)):
+        for round_ in range(math.ceil(most / openings)):
+            enough = within is None or _widest(times) <= within
+            if round_ >= math.ceil(rounds / openings) and enough:
+                break
             generator.shuffle(order)
             for name in order:
                 if spinning:
@@ -183,6 +194,15 @@ def measure_latency(
         name: _timing(bursts, batch, runtime, spinning=spinning, settled=settled)
         for name, bursts in times.items()
     }
+
+
+def _widest(times: Mapping[str, list[npt.NDArray[np.float64]]]) -> float:
+    """Half the widest interval of a speed-up over the first model, as a share; few rounds have none."""
+    if len(next(iter(times.values()), ())) < _ROUNDS_LEAST:
+        return math.inf
+    first, *others = ([float(np.median(burst)) for burst in bursts] for bursts in times.values())
+    found = (_compared(first, rounds) for rounds in others)
+    return max(((each.high - each.low) / 2 / each.ratio for each in found), default=0.0)
 
 
 def speedup(original: Timing, converted: Timing) -> Speedup:
@@ -201,7 +221,11 @@ def speedup(original: Timing, converted: Timing) -> Speedup:
         raise ValueError(
             "a speed-up needs two timings from one measurement, and these have different rounds"
         )
-    ratios = np.asarray(original.rounds_ms) / np.asarray(converted.rounds_ms)
+    return _compared(original.rounds_ms, converted.rounds_ms)
+
+
+def _compared(original: Sequence[float], converted: Sequence[float]) -> Speedup:
+    ratios = np.asarray(original) / np.asarray(converted)
     picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
     low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
     return Speedup(float(np.median(ratios)), float(low), float(high))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from converter.config import Budget, Target
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
-from converter.latency import OPENINGS, Speedup, Timing, measure_latency, speedup
+from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency, speedup
 from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
@@ -292,6 +292,7 @@ def time_against(
         paced.target.runtime,
         seconds=seconds,
         openings=OPENINGS,
+        within=CLOSE,
     )
     return timings, {name: speedup(timings["original"], timings[name]) for name in models}
 

@@ -21,7 +21,7 @@ import onnx
 from converter.calibration.sets import Batch, CalibrationSet, ModelInput, fixed_batch, padded
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ValidationError
-from converter.latency import OPENINGS, Speedup, Timing, measure_latency, speedup
+from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency, speedup
 from converter.model_file import EXTERNAL_ABOVE, file_digest, load_model
 from converter.planner.cost import count_cost
 from converter.runtime import declared_shape, model_inputs, open_session, run, weight_bytes
@@ -714,6 +714,7 @@ def _latency(
         runtime,
         seconds=seconds,
         openings=OPENINGS,
+        within=CLOSE,
         spinning=spinning,
     )
     original, converted = timings["original"], timings["converted"]

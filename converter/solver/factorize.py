@@ -19,8 +19,11 @@ from converter.solver.solution import Iteration, Solution, Status
 
 __all__ = ["Allowance", "Structure", "data_svd", "effects_of_rank", "plain_svd", "polish"]
 
-POLISH_PENALTY = 1.0
-POLISH_PATIENCE = 3
+POLISH_PENALTY = 0.25
+"""Of the prox; with 1 a round goes half the way, with 0.05 the fits on a VGG-16 ended where they do with this."""
+POLISH_GAIN = 0.005
+"""A round that lowers the error on unseen patches by less than this share of it is the last: all later
+ones together gained less than 1 % on the layers of a VGG-16."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def polish(
     most : int or None, default None
         Fit on at most so many patches; None takes all.
     rounds : int
-        At most so many rounds; it stops after three without a gain on the unseen patches.
+        At most so many rounds; it stops where one gains next to nothing on the unseen patches.
 
     Returns
     -------
@@ -171,7 +174,6 @@ def polish(
     best: tuple[float, Tensor, Tensor, Tensor | None, Tensor] | None = None
     sparse: Tensor | None = None
     left = right = torch.zeros(0)
-    idle = 0
     for step in range(rounds + 1):
         left, right, sparse = _project(target, structure, block, sparse)
         matrix = left @ right if structure.rank else torch.zeros_like(target)
@@ -179,11 +181,11 @@ def polish(
             matrix = matrix + sparse @ block.taps
         judged = unseen if len(unseen.q) else seen
         error = coordinates.error(judged, coordinates.respond(judged, matrix, bias))
-        if best is None or error < best[0] * (1 - 1e-4):
-            best, idle = (error, left, right, sparse, bias), 0
-        else:
-            idle += 1
-        if step == rounds or idle == POLISH_PATIENCE or problem.activation.kind == "identity":
+        before = math.inf if best is None else best[0]
+        if error < before or best is None:
+            best = error, left, right, sparse, bias
+        last = step == rounds or error > before * (1 - POLISH_GAIN)
+        if last or problem.activation.kind == "identity":
             break
         response = coordinates.respond(seen, matrix, bias)
         wanted = response_prox(problem.activation, seen.wanted, response, POLISH_PENALTY)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from converter.errors import SolverError
-from converter.solver.factorize import POLISH_PATIENCE, POLISH_PENALTY
+from converter.solver.factorize import POLISH_GAIN, POLISH_PENALTY
 from converter.solver.problem import DAMPING, Patches, Problem, caution, damping, metric_roots
 from converter.solver.prox import activate, response_prox, truncate
 from converter.solver.solution import Solution
@@ -635,8 +635,8 @@ def polish_shared(
     support : int, default 0
         So many channels S keeps: those through which most of the response comes that L leaves.
     rounds : int, default 8
-        At most so many rounds through the activation; it stops after three without a gain on the
-        unseen patches.
+        At most so many rounds through the activation; it stops where one gains next to nothing on
+        the unseen patches.
 
     Returns
     -------
@@ -658,7 +658,6 @@ def polish_shared(
         quadratic = quadratic.within(kept.beside(fit.gram))
         first = quadratic.start(problem.weight, ranks[0])
     best: tuple[float, _Parts, Tensor] | None = None
-    idle = 0
     for step in range(rounds + 1):
         target = quadratic.grouped(cross if kept is None else kept.unreached(cross))
         steps = 1 if step else START_STEPS
@@ -668,11 +667,11 @@ def polish_shared(
         parts = _Parts(factors, kept, sparse)
         judged = fit.unseen if len(fit.unseen.q) else fit.seen
         error = fit.error(judged, fit.respond(judged, parts, bias))
-        if best is None or error < best[0] * (1 - 1e-4):
-            best, idle = (error, parts, bias), 0
-        else:
-            idle += 1
-        if step == rounds or idle == POLISH_PATIENCE or problem.activation.kind == "identity":
+        before = math.inf if best is None else best[0]
+        if error < before or best is None:
+            best = error, parts, bias
+        last = step == rounds or error > before * (1 - POLISH_GAIN)
+        if last or problem.activation.kind == "identity":
             break
         cross, bias = fit.moved_target(parts, bias)
     assert best is not None, "the loop runs at least once"

@@ -126,6 +126,23 @@ def test_a_slow_model_gets_fewer_rounds(
     assert len(times["a"].rounds_ms) == rounds
 
 
+@pytest.mark.parametrize(("swing", "rounds"), [(0.0, 9), (0.5, 24)])
+def test_a_slow_model_gets_more_rounds_until_its_speedup_is_known(
+    monkeypatch: pytest.MonkeyPatch, swing: float, rounds: int
+) -> None:
+    random = np.random.default_rng(0)
+    taken = {"slow": 10.0, "fast": 5.0}
+    monkeypatch.setattr(latency, "open_session", lambda *_, label, **__: label)
+    monkeypatch.setattr(latency, "_runner", lambda session, *_: session)
+    monkeypatch.setattr(latency, "_warmed", lambda *_: 10.0)
+    monkeypatch.setattr(
+        latency, "_burst", lambda name, _: taken[name] * np.exp(swing * random.normal(size=1))
+    )
+    options: Any = {"spinning": False, "openings": 3, "within": latency.CLOSE}
+    times = measure_latency(dict.fromkeys(taken, b""), FEEDS, ONE, **options)
+    assert [len(each.rounds_ms) for each in times.values()] == [rounds, rounds]
+
+
 def test_bursts_and_warm_up_run_at_least_once() -> None:
     wait = threading.Event()
     runs: list[float] = []
