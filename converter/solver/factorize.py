@@ -20,7 +20,7 @@ from converter.solver.solution import Iteration, Solution, Status
 __all__ = ["Allowance", "Structure", "data_svd", "effects_of_rank", "plain_svd", "polish"]
 
 POLISH_PENALTY = 0.25
-"""Of the prox; with 1 a round goes half the way, with 0.05 the fits on a VGG-16 ended where they do with this."""
+"""Of the prox; with 1 a round goes half the way, and with 0.05 fits on a VGG-16 ended where they do so."""
 POLISH_GAIN = 0.005
 """A round that lowers the error on unseen patches by less than this share of it is the last: all later
 ones together gained less than 1 % on the layers of a VGG-16."""

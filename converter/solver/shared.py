@@ -397,7 +397,7 @@ def effects_of_shared(
     dense = weight @ gram
     cross = quadratic.grouped(dense)
     basis = quadratic.start(weight, max(each[0] for each in ranks))
-    level = _level(moments, weight, metric)
+    level, wanted = _level(moments, weight, metric), moments.unseen @ weight.T
     found: dict[tuple[int, ...], float] = {}
     least = math.inf
     for rank in sorted({each[0] for each in ranks}):
@@ -407,12 +407,11 @@ def effects_of_shared(
         middle = limits[len(limits) // 2] if limits else None
         second = _predicted(quadratic, cross, basis[:rank], middle)
         for limit in limits or [None]:
-            factors = second.factors(limit)
-            missed = weight - factors.weight(groups)
+            parts = _Parts(second.factors(limit))
             if support:
-                missed = _beside(quadratic, dense, weight, factors, limit, gram, moments, support)
+                parts = _beside(quadratic, dense, weight, parts, limit, gram, moments, support)
             key = (rank,) if limit is None else (rank, limit)
-            found[key] = level * _effect(moments, missed, metric)
+            found[key] = level * _left(moments, wanted, weight, parts, groups, metric)
         least = min(found.values())
         if least < NEGLIGIBLE:
             break
@@ -458,23 +457,22 @@ def _beside(
     quadratic: Quadratic,
     dense: Tensor,
     weight: Tensor,
-    factors: Factors,
+    alone: _Parts,
     limit: int | None,
     gram: Tensor,
     moments: Moments,
     support: int,
-) -> Tensor:
-    """Give what L and S together miss of the weight, (N, D)."""
+) -> _Parts:
+    """Give S, and L beside it, for an L that would stand alone."""
+    factors = alone.factors
     missed = weight - factors.weight(quadratic.groups)
     chosen = _strongest(missed, gram, quadratic.half, moments.taps, support)
     kept = _Support(gram, moments.taps, chosen)
     beside = quadratic.within(kept.beside(gram))
     start = beside.start(weight, len(factors.first))
     cross = beside.grouped(kept.unreached(dense))
-    low = _predicted(beside, cross, start, limit).factors(limit).weight(beside.groups)
-    missed = weight - low
-    missed[:, kept.columns] -= kept.step(dense, low)
-    return missed
+    low = _predicted(beside, cross, start, limit).factors(limit)
+    return _Parts(low, kept, kept.step(dense, low.weight(beside.groups)))
 
 
 def _level(moments: Moments, weight: Tensor, metric: Tensor) -> float:
@@ -488,11 +486,29 @@ def _level(moments: Moments, weight: Tensor, metric: Tensor) -> float:
     return everywhere / unseen if unseen > 0 and everywhere > 0 else 1.0
 
 
+def _left(
+    moments: Moments,
+    wanted: Tensor,
+    weight: Tensor,
+    parts: _Parts,
+    groups: Groups,
+    metric: Tensor,
+) -> float:
+    """`_effect` of what parts leave of a weight that answers `wanted` (m, N) to the unseen patches."""
+    if not len(moments.unseen):
+        return _effect(moments, weight - parts.weight(groups), metric)
+    return _mean_square(wanted - parts.of(moments.unseen, groups), metric)
+
+
 def _effect(moments: Moments, missed: Tensor, metric: Tensor) -> float:
     """Mean of ‖Ω^½ (W − Ŵ) x‖² over the unseen patches; over those of the fit where there are none."""
     if not len(moments.unseen):
         return float(((metric.to(missed.dtype) @ missed) * (missed @ moments.gram)).sum())
-    errors = moments.unseen @ missed.T
+    return _mean_square(moments.unseen @ missed.T, metric)
+
+
+def _mean_square(errors: Tensor, metric: Tensor) -> float:
+    """Mean of ‖Ω^½ e‖² over errors (n, N)."""
     weighed = errors @ metric.to(errors.dtype)
     return float((weighed * errors).sum()) / len(errors)
 
@@ -504,6 +520,13 @@ class _Parts:
     factors: Factors
     kept: _Support | None = None
     sparse: Tensor | None = None
+
+    def weight(self, groups: Groups) -> Tensor:
+        """Ŵ (N, D)."""
+        weight = self.factors.weight(groups)
+        if self.kept is not None and self.sparse is not None:
+            weight[:, self.kept.columns] += self.sparse
+        return weight
 
     def of(self, patches: Tensor, groups: Groups) -> Tensor:
         """Response (n, N) to patches (n, D): factor by factor, which is less work than by Ŵ."""
