@@ -558,10 +558,10 @@ class _Fit:
         self.mean = features.mean(0)
         gram = covariance(features, self.mean)
         size = features.shape[1], len(features)
-        cautious = damped(gram.clone(), caution(*size))
+        # by how much more P's gains are damped than G
+        self._held = (caution(*size) - damping(*size)) * float(gram.diagonal().mean())
+        self._cautious = torch.linalg.cholesky(damped(gram.clone(), caution(*size)))
         self.gram = damped(gram, damping(*size))
-        self._shyness = float(cautious[0, 0] - self.gram[0, 0])
-        self._cautious = torch.linalg.cholesky(cautious)
         recorded = [self.gram, problem.target, problem.features[problem.unseen]]
         recorded += [] if problem.offset is None else [problem.offset]
         if not all(bool(torch.isfinite(each).all()) for each in recorded):
@@ -631,12 +631,13 @@ class _Fit:
     def _learn(self, residual: Tensor) -> Tensor:
         """Regress a residual (n, N) on the patches, with caution; what P gains by it, (N, D).
 
-        That is seen (G + c)⁻¹ (G + d) for the two dampings c and d, which needs no product with G.
+        With C the covariance, that is E[r qᵀ] (C + c)⁻¹ (C + d) for the two dampings c ≥ d, and
+        (C + c)⁻¹ (C + d) = 1 − (c − d) (C + c)⁻¹ needs no product with C.
         """
         seen = residual.T @ self.seen.q / len(residual)
-        if self._shyness <= 0:
+        if self._held <= 0:
             return seen
-        return seen - self._shyness * torch.cholesky_solve(seen.T, self._cautious).T
+        return seen - self._held * torch.cholesky_solve(seen.T, self._cautious).T
 
 
 def polish_shared(
