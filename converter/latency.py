@@ -225,6 +225,7 @@ def speedup(original: Timing, converted: Timing) -> Speedup:
 
 
 def _compared(original: Sequence[float], converted: Sequence[float]) -> Speedup:
+    """`speedup` of each round's milliseconds."""
     ratios = np.asarray(original) / np.asarray(converted)
     picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
     low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))

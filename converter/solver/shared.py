@@ -407,9 +407,10 @@ def effects_of_shared(
         middle = limits[len(limits) // 2] if limits else None
         second = _predicted(quadratic, cross, basis[:rank], middle)
         for limit in limits or [None]:
-            parts = _Parts(second.factors(limit))
+            factors = second.factors(limit)
+            parts = _Parts(factors)
             if support:
-                parts = _beside(quadratic, dense, weight, parts, limit, gram, moments, support)
+                parts = _beside(quadratic, dense, weight, factors, limit, gram, moments, support)
             key = (rank,) if limit is None else (rank, limit)
             found[key] = level * _left(moments, wanted, weight, parts, groups, metric)
         least = min(found.values())
@@ -457,19 +458,18 @@ def _beside(
     quadratic: Quadratic,
     dense: Tensor,
     weight: Tensor,
-    alone: _Parts,
+    alone: Factors,
     limit: int | None,
     gram: Tensor,
     moments: Moments,
     support: int,
 ) -> _Parts:
-    """Give S, and L beside it, for an L that would stand alone."""
-    factors = alone.factors
-    missed = weight - factors.weight(quadratic.groups)
+    """Give S on the channels that an L that stands alone misses most of, and the L beside it."""
+    missed = weight - alone.weight(quadratic.groups)
     chosen = _strongest(missed, gram, quadratic.half, moments.taps, support)
     kept = _Support(gram, moments.taps, chosen)
     beside = quadratic.within(kept.beside(gram))
-    start = beside.start(weight, len(factors.first))
+    start = beside.start(weight, len(alone.first))
     cross = beside.grouped(kept.unreached(dense))
     low = _predicted(beside, cross, start, limit).factors(limit)
     return _Parts(low, kept, kept.step(dense, low.weight(beside.groups)))
