@@ -386,6 +386,9 @@ class RecoverySettings:
         What scores of classes are divided by before they are compared, above 0.
     features : float, default 0.5
         Weight of inner responses beside the outputs, from 0.
+    refit : float, default 0
+        Share of the length, from 0 to 1, in which biases and one factor for each output channel are trained
+        alone, before all weights are; 1 trains nothing else.
     augment : tuple of str, default ("flip", "shift")
         What happens to images on their way: "flip" left to right, "shift" by up to an eighth.
     labels : bool, default False
@@ -405,6 +408,7 @@ class RecoverySettings:
     rate: float = 0.003
     temperature: float = 4.0
     features: float = 0.5
+    refit: float = 0.0
     augment: tuple[str, ...] = ("flip", "shift")
     labels: bool = False
     precision: Precision = "auto"
@@ -432,6 +436,10 @@ class RecoverySettings:
         _require(
             math.isfinite(self.features) and self.features >= 0,
             f"the weight {self.features} of inner responses is not a number from 0; correct it",
+        )
+        _require(
+            0 <= self.refit <= 1,
+            f"refit {self.refit} is no share of the recovery from 0 to 1; correct it",
         )
         unknown = [way for way in self.augment if way not in ("flip", "shift")]
         _require(not unknown, f"augment {', '.join(unknown)}: give some of flip, shift, or none")

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -59,11 +60,16 @@ class TorchGraph:
         none of them needs are left out and may be of any operator.
     trained : collection of str, default ()
         Floating-point weights whose gradients are wanted.
+    scaled : mapping of str to int, default {}
+        Floating-point weights that stay, but for a factor on each of their slices along an axis, whose
+        gradients are wanted.
 
     Attributes
     ----------
     parameters : dict of str to Tensor
-        The weights in `trained`, float32, as leaves that track gradients. They may be changed in place.
+        The weights in `trained` and the factors of those in `scaled`, by the weights' names, float32, as
+        leaves that track gradients. They may be changed in place. Factors are 1 at first and have the rank
+        of their weight.
 
     Raises
     ------
@@ -82,6 +88,7 @@ class TorchGraph:
         device: str = "cpu",
         outputs: Sequence[str] | None = None,
         trained: Collection[str] = (),
+        scaled: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         graph = model.graph
         opset = _opset_of(model)
@@ -102,11 +109,14 @@ class TorchGraph:
             if tensor.name in used
         }
         self.parameters: dict[str, Tensor] = {}
-        for name in trained:
+        self._scaled = tuple(scaled)
+        for name in (*trained, *scaled):
             if name not in self._constants or not self._constants[name].is_floating_point():
                 raise ValueError(f"{name!r} is no weight that can be trained; name others")
-            self.parameters[name] = self._constants[name].detach().clone().requires_grad_()
-        self._constants.update(self.parameters)
+            weight = self._constants[name].detach()
+            values = _factors(weight, scaled[name]) if name in scaled else weight.clone()
+            self.parameters[name] = values.requires_grad_()
+        self._constants.update({name: self.parameters[name] for name in trained})
         self.inputs = tuple(
             value.name
             for value in graph.input
@@ -168,7 +178,7 @@ class TorchGraph:
         for name in taps:
             if name not in self._written and name not in self._constants:
                 raise ValueError(f"no node writes the tensor {name!r}; tap one that is computed")
-        values = {**self._constants, **self._fed(feeds)}
+        values = {**self._constants, **self._products(), **self._fed(feeds)}
         tapped = {name: _trackable(values[name]) for name in taps if name in values}
         values.update(tapped)
         for step in self._steps:
@@ -193,7 +203,7 @@ class TorchGraph:
         import torch
 
         total = 0
-        values = {**self._constants, **self._fed(feeds)}
+        values = {**self._constants, **self._products(), **self._fed(feeds)}
         with torch.no_grad():
             for step in self._steps:
                 written = step.apply(values)
@@ -202,6 +212,9 @@ class TorchGraph:
                 for name in step.released:
                     values.pop(name, None)
         return total
+
+    def _products(self) -> dict[str, Tensor]:
+        return {name: self._constants[name] * self.parameters[name] for name in self._scaled}
 
     def _fed(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         missing = [name for name in self.inputs if name not in feeds]
@@ -276,6 +289,14 @@ class _Step:
 
 
 Operator = Callable[..., "Tensor | tuple[Tensor, ...]"]
+
+
+def _factors(weight: Tensor, axis: int) -> Tensor:
+    import torch
+
+    shape = [1] * weight.ndim
+    shape[axis] = weight.shape[axis]
+    return torch.ones(shape, device=weight.device)
 
 
 def _opset_of(model: onnx.ModelProto) -> int:

@@ -240,6 +240,15 @@ class Training:
             help="First step of a weight, relative to its size.", rich_help_panel=RECOVERY
         ),
     ] = RecoverySettings.rate
+    refit: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the length in which only biases and a factor for each channel are trained, "
+            "from 0 to 1.",
+            rich_help_panel=RECOVERY,
+        ),
+    ] = RecoverySettings.refit
     step_images: Annotated[
         int, typer.Option(help="Images of one step.", rich_help_panel=RECOVERY)
     ] = RecoverySettings.batch
@@ -259,6 +268,7 @@ class Training:
             **recovery_length(length),
             batch=self.step_images,
             rate=self.rate,
+            refit=self.refit,
             augment=tuple(way.strip() for way in ways if way.strip()),
             labels=self.labels,
             precision=cast(Precision, self.precision),

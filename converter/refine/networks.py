@@ -20,7 +20,7 @@ from passes.expose import expose
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Networks", "trainable_weights"]
+__all__ = ["Networks", "output_channels", "trainable_weights"]
 
 _LINEAR = frozenset({"Conv", "Gemm", "MatMul"})
 _ACTIVATIONS = frozenset(
@@ -45,6 +45,26 @@ def trainable_weights(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(name for name in named if name in floats))
 
 
+def output_channels(model: onnx.ModelProto) -> dict[str, int]:
+    """Name the axis of the output channels of each float32 weight of Conv, Gemm and MatMul nodes.
+
+    What is no weight of a channel, as a bias or a vector, and what two nodes read differently, is left out.
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    trainable, found = set(trainable_weights(model)), dict[str, set[int]]()
+    for node in model.graph.node:
+        if node.op_type not in _LINEAR or node.input[1] not in trainable:
+            continue
+        rank = ranks[node.input[1]]
+        if rank < 2:
+            continue
+        across = node.op_type == "Conv" or any(
+            each.name == "transB" and each.i for each in node.attribute
+        )
+        found.setdefault(node.input[1], set()).add(0 if across else rank - 1)
+    return {name: axes.pop() for name, axes in found.items() if len(axes) == 1}
+
+
 class Networks:
     """Two networks with the same inputs and outputs, and some inner responses that both have.
 
@@ -53,6 +73,8 @@ class Networks:
     original, converted : onnx.ModelProto
     device : str
         torch device.
+    scales : bool, default False
+        Whether weights are trained up to a factor for each output channel alone; biases are as ever.
 
     Attributes
     ----------
@@ -61,7 +83,7 @@ class Networks:
     inner : tuple of str
         Inner responses that both have; `check` leaves out those whose shapes differ.
     parameters : dict of str to Tensor
-        What is trained.
+        What is trained: weights and biases, or in place of weights their factors.
 
     Raises
     ------
@@ -72,9 +94,14 @@ class Networks:
     """
 
     def __init__(
-        self, original: onnx.ModelProto, converted: onnx.ModelProto, device: str = "cpu"
+        self,
+        original: onnx.ModelProto,
+        converted: onnx.ModelProto,
+        device: str = "cpu",
+        *,
+        scales: bool = False,
     ) -> None:
-        self._models = original, converted
+        self._models, self._device = (original, converted), device
         self._sources = tuple(_by_output(model) for model in self._models)
         first, second = self._sources
         if not first:
@@ -93,11 +120,27 @@ class Networks:
         weights = trainable_weights(converted)
         if not weights:
             raise ModelError("the converted model has no float32 weight that could be trained")
+        self._scaled = output_channels(converted) if scales else {}
+        if scales:
+            ranks = {tensor.name: len(tensor.dims) for tensor in converted.graph.initializer}
+            weights = [name for name in weights if ranks[name] == 1]
         self._graphs = (
             TorchGraph(original, device, [*first.values(), *self.inner]),
-            TorchGraph(converted, device, [*second.values(), *self.inner], trained=weights),
+            TorchGraph(
+                converted,
+                device,
+                [*second.values(), *self.inner],
+                trained=weights,
+                scaled=self._scaled,
+            ),
         )
         self.parameters = self._graphs[1].parameters
+
+    def of_scales(self) -> Networks:
+        """Give the same two networks with factors of channels to train, as they are at first."""
+        networks = Networks(*self._models, self._device, scales=True)
+        networks.inner = self.inner
+        return networks
 
     def original(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the original: outputs by their name, then inner responses."""
@@ -166,19 +209,30 @@ class Networks:
         with torch.no_grad():
             return self.converted(feeds)
 
+    def weights_of(self, model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+        """Read what is trained out of a model that has the same weights."""
+        return {
+            tensor.name: np.array(numpy_helper.to_array(tensor))
+            for tensor in model.graph.initializer
+            if tensor.name in self.parameters
+        }
+
     def written(self, parameters: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-        """Return the converted model with these weights; nothing else of it is changed.
+        """Return the converted model with what was trained; nothing else of it is changed.
 
         Parameters
         ----------
         parameters : mapping of str to ndarray, float32
-            By the initializer's name, in its shape.
+            As `parameters`, by the initializer's name.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self._models[1])
         for tensor in model.graph.initializer:
             if tensor.name in parameters:
-                array = np.ascontiguousarray(parameters[tensor.name], np.float32)
+                trained = parameters[tensor.name]
+                if tensor.name in self._scaled:
+                    trained = numpy_helper.to_array(tensor) * trained
+                array = np.ascontiguousarray(trained, np.float32)
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         return model
 

@@ -6,6 +6,9 @@ steps and falls along a cosine to nothing at the end of the time or of the epoch
 held-out images, and kept, is a running mean of the weights (Polyak and Juditsky, 1992), since single steps
 are noisy.
 
+Before all weights, their biases and a factor for each output channel may be trained alone, for a share of the
+time: a thousandth of the unknowns, which few images determine well.
+
 A checkpoint is one `.npz` file of plain arrays. It appears whole or not at all, and is used only by a run
 with the same models, images and settings; such a run sees the images that the first would have seen.
 """
@@ -62,7 +65,7 @@ LEAST_SIZE = 1e-3
 CLIP = 1.0
 """Largest norm of a gradient: one odd batch must not spoil Adam's moments."""
 LABEL_WEIGHT = 0.3
-CHECKPOINT_FORMAT = "twofold-recovery-1"
+CHECKPOINT_FORMAT = "twofold-recovery-2"
 
 Status = Literal["time limit", "epochs done", "ended early"]
 
@@ -217,11 +220,21 @@ def recover(
     before = judge.judge(converted)
     key = _key(original, converted, data, settings)
     training = _Training(networks, trained_on, held_out, settings)
-    if checkpoint is not None and training.resumed(checkpoint, key):
-        notes += (f"the run went on from step {training.step} of an earlier one",)
-    status = training.run(checkpoint, key, progress)
+    resumed = checkpoint is not None and training.resumed(checkpoint, key)
+    status: Status = "ended early"
+    if settings.refit > 0 and not resumed:
+        channels = _Training(networks.of_scales(), trained_on, held_out, settings, settings.refit)
+        own_key = f"{key}-channels"
+        resumed = checkpoint is not None and channels.resumed(checkpoint, own_key)
+        notes += _went_on(channels) if resumed else ()
+        status = channels.run("re-fit channels", checkpoint, own_key, progress)
+        training = training.after(channels)
+    elif resumed:
+        notes += _went_on(training)
+    if settings.refit < 1:
+        status = training.run("recover", checkpoint, key, progress)
 
-    trained = networks.written(training.best)
+    trained = training.networks.written(training.best)
     after = judge.judge(trained)
     improved = after.loss < before.loss
     return Recovered(
@@ -239,6 +252,10 @@ def recover(
         inner=networks.inner,
         notes=notes,
     )
+
+
+def _went_on(training: _Training) -> tuple[str, ...]:
+    return (f"the run went on from step {training.step} of an earlier one",)
 
 
 def _require_classes(networks: Networks, images: Images, settings: RecoverySettings) -> None:
@@ -301,12 +318,17 @@ class _Judge:
 
 @dataclass(eq=False)
 class _Training:
-    """The state of the training: weights, Adam's moments, the running mean, and the best so far."""
+    """The state of the training: weights, Adam's moments, the running mean, and the best so far.
+
+    `began` and `until` are the shares of the whole length between which it runs.
+    """
 
     networks: Networks
     images: Images
     held_out: Images
     settings: RecoverySettings
+    until: float = 1.0
+    began: float = 0.0
     step: int = 0
     seconds: float = 0.0
     precision: str = "float32"
@@ -335,21 +357,36 @@ class _Training:
 
     # ---- the loop
 
-    def run(self, checkpoint: Path | None, key: str, progress: Progress) -> Status:
+    def after(self, channels: _Training) -> _Training:
+        """Go on with all weights where factors of channels were trained; with those where that was all."""
+        import torch
+
+        if channels.settings.refit == 1:
+            return channels
+        found = self.networks.weights_of(channels.networks.written(channels.best))
+        with torch.no_grad():
+            for name, value in self.networks.parameters.items():
+                value.copy_(torch.from_numpy(found[name]))
+                self._mean[name].copy_(value)
+        self.step, self.seconds, self.judged = channels.step, channels.seconds, channels.judged
+        self.began = self.done
+        return self
+
+    def run(self, what: str, checkpoint: Path | None, key: str, progress: Progress) -> Status:
         """Train until the time is over, the epochs are done, or nothing is gained any more."""
         if not self.best:
             self._keep_best()
         self.precision = self._faster_precision()
         status: Status = "time limit" if self.settings.seconds is not None else "epochs done"
-        with progress.stage("recover", 1000) as advance:
+        with progress.stage(what, 1000) as advance:
             shown = self._shown(advance, 0)
             last = time.monotonic()
-            while self.done < 1.0:
+            while self.passed < 1.0:
                 self._one_step()
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
                 shown = self._shown(advance, shown)
-                if self.done * JUDGEMENTS >= self.judged + 1 or self.done >= 1.0:
+                if self.done * JUDGEMENTS >= self.judged + 1 or self.passed >= 1.0:
                     self.judged = int(self.done * JUDGEMENTS)
                     self._keep_best()
                     if checkpoint is not None:
@@ -370,8 +407,14 @@ class _Training:
         total = max(1, round(self.settings.epochs * len(self.images) / self.batch))
         return self.step / total
 
+    @property
+    def passed(self) -> float:
+        """Share of this part of it that is over."""
+        left = self.until - self.began
+        return (self.done - self.began) / left if left > 0 else 1.0
+
     def _shown(self, advance: Any, shown: int) -> int:
-        now = min(1000, int(1000 * self.done))
+        now = min(1000, int(1000 * self.passed))
         if now > shown:
             best = (
                 "" if math.isinf(self.best_loss) else f", {self.best_loss:.4f} on held-out images"
@@ -408,8 +451,8 @@ class _Training:
                 self._mean[name].lerp_(value, 1 - decay)
 
     def _rate(self) -> float:
-        risen = min(1.0, self.done / RISE)
-        return self.settings.rate * max(risen, 1e-3) * 0.5 * (1 + math.cos(math.pi * self.done))
+        risen = min(1.0, self.passed / RISE)
+        return self.settings.rate * max(risen, 1e-3) * 0.5 * (1 + math.cos(math.pi * self.passed))
 
     def _loss(
         self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rows: NDArray[Any]
@@ -487,13 +530,15 @@ class _Training:
         if loss_now < self.best_loss:
             self.best_loss, self.idle = loss_now, 0
             self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
-        elif self.done > 0.5:
+        elif self.passed > 0.5:
             self.idle += 1
 
     def _write(self, path: Path, key: str) -> None:
         arrays: dict[str, NDArray[Any]] = {}
+        updates = 0
         for number, (name, value) in enumerate(self.networks.parameters.items()):
             state = self._adam.state[value]
+            updates = int(state["step"])  # fewer than steps, where channels went first
             arrays[f"{number}/now"] = value.detach().cpu().numpy()
             arrays[f"{number}/mean"] = self._mean[name].cpu().numpy()
             arrays[f"{number}/best"] = self.best[name]
@@ -503,7 +548,9 @@ class _Training:
             "format": CHECKPOINT_FORMAT,
             "key": key,
             "step": self.step,
+            "updates": updates,
             "seconds": self.seconds,
+            "began": self.began,
             "best_loss": self.best_loss,
             "idle": self.idle,
             "judged": self.judged,
@@ -537,11 +584,12 @@ class _Training:
             self._mean[name] = mean
             self.best[name] = best.cpu().numpy()
             self._adam.state[value] = {
-                "step": torch.tensor(float(about["step"])),
+                "step": torch.tensor(float(about["updates"])),
                 "exp_avg": first,
                 "exp_avg_sq": second,
             }
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
+        self.began = float(about["began"])
         self.best_loss, self.idle = float(about["best_loss"]), int(about["idle"])
         self.judged = int(about["judged"])
         return True

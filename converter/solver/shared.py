@@ -47,10 +47,10 @@ __all__ = [
     "polish_shared",
 ]
 
-CONJUGATE_STEPS = 4
+CONJUGATE_STEPS = 6
 PREDICT_CONJUGATE_STEPS = 2
 """Where a form is only predicted: with 4, effects changed by 1 to 5 % and took a quarter longer."""
-START_STEPS = 4
+START_STEPS = 10
 """Alternations before the polish."""
 PREDICT_STEPS = 1
 """Alternations where a form is only predicted."""
@@ -111,12 +111,15 @@ class Second:
         Cholesky factor of B G Bᵀ.
     whitened : Tensor of shape (N, T·r)
         K · root.
+    products : Tensor of shape (T, r, T, d)
+        `Quadratic.products` of V; the dearest part of a step, so they are handed on.
     """
 
     quadratic: Quadratic
     first: Tensor
     root: Tensor
     whitened: Tensor
+    products: Tensor
     _left: Tensor | None = None
 
     def factors(self, limit: int | None = None) -> Factors:
@@ -193,7 +196,7 @@ class Quadratic:
         root = torch.linalg.cholesky(_regular((normal + normal.T) / 2)).to(first.dtype)
         seen = (cross @ first.T).reshape(len(cross), -1)
         whitened = torch.linalg.solve_triangular(root, seen.T, upper=False).T
-        return Second(self, first, root, whitened)
+        return Second(self, first, root, whitened, products)
 
     def first_step(self, cross: Tensor, factors: Factors, products: Tensor, steps: int) -> Tensor:
         """Better V for K: conjugate gradients from the V at hand, which `HELD` ties it to."""
@@ -238,6 +241,7 @@ def alternate(
     steps: int,
     limit: int | None = None,
     conjugate_steps: int = CONJUGATE_STEPS,
+    products: Tensor | None = None,
 ) -> Second:
     """Alternate K and V from a first V, and end with K.
 
@@ -253,8 +257,11 @@ def alternate(
         Most that the rank of K may be (r₂ of `tucker`) while V is sought.
     conjugate_steps : int, default CONJUGATE_STEPS
         Of each step of V.
+    products : Tensor of shape (T, r, T, d) or None, default None
+        Those of `first`, where they are known.
     """
-    products = quadratic.products(first)
+    if products is None:
+        products = quadratic.products(first)
     second = quadratic.second_step(cross, first, products)
     for _ in range(steps):
         first = quadratic.first_step(cross, second.factors(limit), products, conjugate_steps)
@@ -609,18 +616,21 @@ class _Fit:
         bias = missed.mean(0)
         return weight @ self.gram + self._learn(missed - bias), bias + weight @ self.mean
 
-    def moved_target(self, parts: _Parts, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def moved_target(
+        self, parts: _Parts, bias: Tensor, products: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """P and bias of where the activation error is less: the prox of it, regressed on the patches."""
         response = self.respond(self.seen, parts, bias)
         moved = response_prox(self.problem.activation, self.seen.wanted, response, POLISH_PENALTY)
         moved -= response
         shift = moved.mean(0)
         moved -= shift
-        return self._covered(parts) + self._learn(moved), bias + shift
+        return self._covered(parts, products) + self._learn(moved), bias + shift
 
-    def _covered(self, parts: _Parts) -> Tensor:
+    def _covered(self, parts: _Parts, products: Tensor | None) -> Tensor:
         """Ŵ G (N, D), by way of V G, which is small."""
-        products = self.quadratic.products(parts.factors.first)
+        if products is None:
+            products = self.quadratic.products(parts.factors.first)
         grouped = torch.einsum("nur,urtd->ntd", parts.factors.second, products)
         covered = torch.empty(len(grouped), len(self.mean)).to(grouped)
         covered[:, self.groups.order] = grouped.reshape(len(grouped), -1)
@@ -682,11 +692,12 @@ def polish_shared(
         quadratic = quadratic.within(kept.beside(fit.gram))
         first = quadratic.start(problem.weight, ranks[0])
     best: tuple[float, _Parts, Tensor] | None = None
+    products: Tensor | None = None
     for step in range(rounds + 1):
         target = quadratic.grouped(cross if kept is None else kept.unreached(cross))
         steps = 1 if step else START_STEPS
-        factors = alternate(quadratic, target, first, steps, limit).factors(limit)
-        first = factors.first
+        second = alternate(quadratic, target, first, steps, limit, products=products)
+        factors, first, products = second.factors(limit), second.first, second.products
         sparse = None if kept is None else kept.step(cross, factors.weight(groups))
         parts = _Parts(factors, kept, sparse)
         judged = fit.unseen if len(fit.unseen.q) else fit.seen
@@ -697,7 +708,8 @@ def polish_shared(
         last = step == rounds or error > before * (1 - POLISH_GAIN)
         if last or problem.activation.kind == "identity":
             break
-        cross, bias = fit.moved_target(parts, bias)
+        # beside S, L is fitted in a metric of its own, whose products are not those of G
+        cross, bias = fit.moved_target(parts, bias, products if kept is None else None)
     assert best is not None, "the loop runs at least once"
     error, parts, bias = best
     if not math.isfinite(error):

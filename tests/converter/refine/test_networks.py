@@ -16,7 +16,7 @@ from converter.differentiable import TorchGraph, UnsupportedOperatorError
 from converter.errors import ModelError
 from converter.model_file import load_model
 from converter.preparation import normalised
-from converter.refine.networks import Networks, trainable_weights
+from converter.refine.networks import Networks, output_channels, trainable_weights
 from converter.runtime import model_inputs
 from passes.exchange import export_model
 
@@ -52,6 +52,49 @@ def images(count: int = 4) -> dict[str, torch.Tensor]:
 
 def test_what_is_trained_are_the_weights_of_linear_layers() -> None:
     assert trainable_weights(small()) == ["a", "b", "c", "d"]
+
+
+def test_channels_lie_where_each_operator_has_them() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        mixed (float[n, 4] x) => (float[n, 3] y)
+        <float[6, 4] a, float[6, 5] b, float[5, 3] c, float[3] d, float[4, 4] e> {
+            f = MatMul (x, e)
+            h = MatMul (f, e)
+            o = Gemm <transB = 1> (h, e)
+            i = Gemm <transB = 1> (o, a)
+            j = Gemm (i, b)
+            k = MatMul (j, c)
+            y = Add (k, d)
+        }"""
+    )
+    del model.graph.initializer[:]
+    for name, shape in {"a": (6, 4), "b": (6, 5), "c": (5, 3), "d": (3,), "e": (4, 4)}.items():
+        values = np.ones(shape, np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    assert output_channels(model) == {"a": 0, "b": 1, "c": 1}  # `e` is read in two ways
+
+
+def test_factors_of_channels_start_as_they_are_and_have_their_gradients() -> None:
+    networks = Networks(small(), small(1), scales=True)
+    shapes = {name: tuple(each.shape) for name, each in networks.parameters.items()}
+    assert shapes == {"a": (6, 1, 1, 1), "b": (6,), "c": (5, 1), "d": (5,)}
+    plain = Networks(small(), small(1))
+    for each in (networks, plain):
+        each.converted(images())["y"].square().sum().backward()
+    gradients = {name: value.grad for name, value in networks.parameters.items()}
+    for name, value in plain.parameters.items():
+        assert value.grad is not None
+        dims = tuple(range(1, value.ndim))
+        expected = (value.grad * value).sum(dims) if dims else value.grad
+        torch.testing.assert_close(
+            gradients[name].view(-1), expected.detach(), rtol=1e-4, atol=1e-4
+        )
+    doubled = networks.written({"c": np.full((5, 1), 2.0, np.float32)})
+    written = {each.name: numpy_helper.to_array(each) for each in doubled.graph.initializer}
+    given = {each.name: numpy_helper.to_array(each) for each in small(1).graph.initializer}
+    np.testing.assert_array_equal(written["c"], 2 * given["c"])
+    np.testing.assert_array_equal(written["a"], given["a"])
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

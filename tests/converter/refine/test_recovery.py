@@ -150,6 +150,47 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(
     assert not checkpoint_of(parts).exists()
 
 
+def channel_scales(found: NDArray[np.float32], given: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Factor of each row of a weight, and that each row has but one is required."""
+    rows = found.reshape(len(found), -1).astype(float), given.reshape(len(given), -1).astype(float)
+    factors = (rows[0] * rows[1]).sum(1) / (rows[1] ** 2).sum(1)
+    np.testing.assert_allclose(rows[0], factors[:, None] * rows[1], rtol=1e-4, atol=1e-5)
+    return factors
+
+
+def test_channels_alone_are_fitted_again(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    out = original.parent / "out.onnx"
+    found = converter.recover(original, damaged, images, out, settings(refit=1.0), runtime=RUNTIME)
+    assert found.improved
+    assert found.epochs == pytest.approx(12) or found.status == "ended early"
+    before, after = weights(damaged), weights(out)
+    moved = [np.abs(channel_scales(after[name], before[name]) - 1).max() for name in "aec"]
+    assert min(moved) > 1e-3
+    assert all(np.abs(after[name] - before[name]).max() > 1e-4 for name in "bd")
+
+
+@pytest.mark.parametrize("at", [20, 80], ids=["in the channels", "in the weights"])
+def test_a_run_in_two_parts_goes_on_in_either(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    original, damaged, images = files
+    whole, parts = original.parent / "whole.onnx", original.parent / "parts.onnx"
+    asked = settings(refit=0.4)  # 43 of 108 steps
+    found = converter.recover(original, damaged, images, whole, asked, runtime=RUNTIME)
+    assert found.steps == 108
+    assert found.after.loss < 0.3 * found.before.loss
+
+    with monkeypatch.context() as patched:
+        cut_off(patched, at)
+        with pytest.raises(KeyboardInterrupt):
+            converter.recover(original, damaged, images, parts, asked, runtime=RUNTIME)
+    found = converter.recover(original, damaged, images, parts, asked, runtime=RUNTIME)
+    assert [note for note in found.notes if "went on from step" in note]
+    for name, array in weights(whole).items():
+        np.testing.assert_allclose(weights(parts)[name], array, rtol=1e-6, atol=1e-7)
+
+
 def test_recover_goes_on_where_a_conversion_was_cut_off(
     files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +346,7 @@ def test_lengths_that_are_none(text: str) -> None:
         {"rate": 0.0},
         {"augment": ("turn",)},
         {"temperature": 0.0},
+        {"refit": 1.5},
     ],
     ids=str,
 )
