@@ -398,7 +398,7 @@ class RecoverySettings:
     device : str, default "cpu"
         torch device: "cpu", "cuda" or "cuda:N".
     memory_mib : int, default 1024
-        Bound on the images in memory, in MiB, from 16.
+        Bound on the images in memory, in MiB, from 16; the original's answers take up to a quarter more.
     seed : int, default 0
     """
 

@@ -81,6 +81,14 @@ class Images:
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         return order[at * size : (at + 1) * size]
 
+    def pass_of(self, step: int, size: int) -> int:
+        """Say how often all images were seen before a step."""
+        return step // (len(self) // min(size, len(self)))
+
+    def chances(self, rows: NDArray[np.int64], seed: tuple[int, ...]) -> NDArray[np.float64]:
+        """Give what decides how some images are changed, (n, 3): the same for the same image and seed."""
+        return np.random.default_rng(seed).random((len(self), 3))[rows]
+
     def in_order(self, size: int) -> Iterator[slice]:
         """Give slices of `size` that cover all images once."""
         for start in range(0, len(self), size):
@@ -143,22 +151,23 @@ def _kept_type(feed: NDArray[Any]) -> np.dtype[Any]:
 
 
 def augmented(
-    feeds: dict[str, Tensor], ways: tuple[str, ...], seed: tuple[int, ...]
+    feeds: dict[str, Tensor],
+    ways: tuple[str, ...],
+    chances: NDArray[np.float64],
 ) -> dict[str, Tensor]:
-    """Flip and shift images at random; arrays that are no images stay as they are.
+    """Flip and shift images; arrays that are no images stay as they are.
 
     Parameters
     ----------
-    feeds : dict of str to Tensor
+    feeds : dict of str to Tensor of shape (n, ...)
     ways : tuple of str
         Of "flip" (left to right, half of them) and "shift" (up to an eighth of each side, the edge
         mirrored).
-    seed : tuple of int
-        Of this batch.
+    chances : ndarray of shape (n, 3)
+        What decides it for each image, from 0 and below 1: `Images.chances`.
     """
-    random = np.random.default_rng(seed)
     return {
-        name: _changed(feed, ways, random) if _axes(feed) else feed for name, feed in feeds.items()
+        name: _changed(feed, ways, chances) if _axes(feed) else feed for name, feed in feeds.items()
     }
 
 
@@ -171,7 +180,7 @@ def _axes(feed: Tensor) -> tuple[int, int] | None:
     return (1, 2) if feed.shape[3] in _COLOURS else None
 
 
-def _changed(feed: Tensor, ways: tuple[str, ...], random: np.random.Generator) -> Tensor:
+def _changed(feed: Tensor, ways: tuple[str, ...], chances: NDArray[np.float64]) -> Tensor:
     import torch
 
     axes = _axes(feed)
@@ -181,11 +190,10 @@ def _changed(feed: Tensor, ways: tuple[str, ...], random: np.random.Generator) -
     rows = np.broadcast_to(np.arange(high), (count, high))
     columns = np.broadcast_to(np.arange(wide), (count, wide))
     if "shift" in ways:
-        rows = _mirrored(rows + _moves(random, count, high), high)
-        columns = _mirrored(columns + _moves(random, count, wide), wide)
+        rows = _mirrored(rows + _moves(chances[:, :1], high), high)
+        columns = _mirrored(columns + _moves(chances[:, 1:2], wide), wide)
     if "flip" in ways:
-        flipped = random.random(count) < 0.5
-        columns = np.where(flipped[:, None], columns[:, ::-1], columns)
+        columns = np.where(chances[:, 2:] < 0.5, columns[:, ::-1], columns)
     at = torch.arange(count)[:, None, None]
     down = torch.from_numpy(np.ascontiguousarray(rows))[:, :, None]
     across = torch.from_numpy(np.ascontiguousarray(columns))[:, None, :]
@@ -194,9 +202,9 @@ def _changed(feed: Tensor, ways: tuple[str, ...], random: np.random.Generator) -
     return picked.permute(0, 3, 1, 2) if axes == (2, 3) else picked
 
 
-def _moves(random: np.random.Generator, count: int, side: int) -> NDArray[np.int64]:
+def _moves(chances: NDArray[np.float64], side: int) -> NDArray[np.int64]:
     reach = int(side * _REACH)
-    return random.integers(-reach, reach + 1, (count, 1))
+    return np.floor(chances * (2 * reach + 1)).astype(np.int64) - reach
 
 
 def _mirrored(places: NDArray[np.int64], side: int) -> NDArray[np.int64]:

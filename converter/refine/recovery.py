@@ -35,7 +35,8 @@ from converter.calibration.sets import CalibrationSet, fixed_batch
 from converter.config import RecoverySettings, Runtime
 from converter.errors import CalibrationError, ConfigError, SolverError
 from converter.progress import SILENT, Progress
-from converter.refine.images import Images, augmented, load_images
+from converter.refine.images import Images, load_images
+from converter.refine.lessons import Lessons
 from converter.refine.loss import answers_differ, holds_scores, relative_error
 from converter.refine.networks import Networks
 from converter.runtime import model_inputs
@@ -219,11 +220,14 @@ def recover(
     judge = _Judge(networks, original, held_out, runtime, settings.temperature)
     before = judge.judge(converted)
     key = _key(original, converted, data, settings)
-    training = _Training(networks, trained_on, held_out, settings)
+    lessons = Lessons(networks, trained_on, settings)
+    training = _Training(networks, trained_on, held_out, lessons, settings)
     resumed = checkpoint is not None and training.resumed(checkpoint, key)
     status: Status = "ended early"
     if settings.refit > 0 and not resumed:
-        channels = _Training(networks.of_scales(), trained_on, held_out, settings, settings.refit)
+        channels = _Training(
+            networks.of_scales(), trained_on, held_out, lessons, settings, settings.refit
+        )
         own_key = f"{key}-channels"
         resumed = checkpoint is not None and channels.resumed(checkpoint, own_key)
         notes += _went_on(channels) if resumed else ()
@@ -326,6 +330,7 @@ class _Training:
     networks: Networks
     images: Images
     held_out: Images
+    lessons: Lessons
     settings: RecoverySettings
     until: float = 1.0
     began: float = 0.0
@@ -425,11 +430,8 @@ class _Training:
     def _one_step(self) -> None:
         import torch
 
-        rows = self.images.rows_of(self.step, self.batch, self.settings.seed)
-        feeds = self.images.batch(rows, self.settings.device)
-        feeds = augmented(feeds, self.settings.augment, (self.settings.seed, 1, self.step))
+        rows, feeds, wanted = self.lessons.lesson(self.step, self.batch, self._casting())
         with self._casting():
-            wanted = self.networks.original(feeds)
             found = self.networks.converted(feeds)
         loss = self._loss(found, wanted, rows)
         if not math.isfinite(float(loss.detach())):
@@ -463,7 +465,7 @@ class _Training:
         wanted = {name: value.float() for name, value in wanted.items()}
         outputs = self.networks.outputs
         loss = answers_differ(found, wanted, outputs, self.settings.temperature)
-        for name in self.networks.inner:
+        for name in set(self.networks.inner) & wanted.keys():
             share = self.settings.features / len(self.networks.inner)
             loss = loss + share * relative_error(found[name], wanted[name])
         if self.settings.labels:

@@ -84,9 +84,21 @@ def test_an_epoch_sees_each_image_once_in_an_order_of_its_own() -> None:
     assert images.rows_of(4, 4, seed=5).tolist() == epochs[1][4:8].tolist()
 
 
+def chances(count: int, seed: int) -> NDArray[np.float64]:
+    return Images({"x": pictures(count)}).chances(np.arange(count), (seed,))
+
+
+def test_an_image_is_changed_alike_whatever_it_comes_with() -> None:
+    images = Images({"x": pictures(12)})
+    whole = images.chances(np.arange(12), (5, 1))
+    np.testing.assert_array_equal(images.chances(np.array([7, 2]), (5, 1)), whole[[7, 2]])
+    assert not np.array_equal(images.chances(np.arange(12), (5, 2)), whole)
+    assert [images.pass_of(step, 5) for step in (0, 1, 2, 4)] == [0, 0, 1, 2]
+
+
 def test_a_flip_turns_some_images_round_and_leaves_the_rest() -> None:
     given = torch.from_numpy(pictures(32))
-    found = augmented({"x": given}, ("flip",), (1,))["x"]
+    found = augmented({"x": given}, ("flip",), chances(32, 1))["x"]
     turned = [torch.equal(one, other.flip(-1)) for one, other in zip(found, given, strict=True)]
     same = [torch.equal(one, other) for one, other in zip(found, given, strict=True)]
     assert all(one != other for one, other in zip(turned, same, strict=True))
@@ -95,7 +107,7 @@ def test_a_flip_turns_some_images_round_and_leaves_the_rest() -> None:
 
 def test_a_shift_moves_whole_images_and_mirrors_the_edge() -> None:
     given = torch.arange(64.0).view(1, 1, 8, 8).repeat(40, 1, 1, 1)
-    found = augmented({"x": given}, ("shift",), (2,))["x"]
+    found = augmented({"x": given}, ("shift",), chances(40, 2))["x"]
     rows = found[:, 0, :, 4] // 8
     expected = {
         (1, 0, 1, 2, 3, 4, 5, 6),
@@ -107,9 +119,9 @@ def test_a_shift_moves_whole_images_and_mirrors_the_edge() -> None:
 
 def test_channels_last_images_are_changed_alike_and_other_arrays_not_at_all() -> None:
     given = torch.from_numpy(pictures(8))
-    first = augmented({"x": given}, ("flip", "shift"), (3,))["x"]
-    last = augmented({"x": given.permute(0, 2, 3, 1)}, ("flip", "shift"), (3,))["x"]
+    first = augmented({"x": given}, ("flip", "shift"), chances(8, 3))["x"]
+    last = augmented({"x": given.permute(0, 2, 3, 1)}, ("flip", "shift"), chances(8, 3))["x"]
     assert torch.equal(last.permute(0, 3, 1, 2), first)
     rows = {"x": torch.ones(4, 10)}
-    assert augmented(rows, ("flip", "shift"), (3,))["x"] is rows["x"]
-    assert torch.equal(augmented({"x": given}, (), (3,))["x"], given)
+    assert augmented(rows, ("flip", "shift"), chances(4, 3))["x"] is rows["x"]
+    assert torch.equal(augmented({"x": given}, (), chances(8, 3))["x"], given)

@@ -1,0 +1,95 @@
+"""What the original answers to the images that a network is trained on.
+
+An image is seen in a few variants, flipped and shifted otherwise in each pass. What the original answers to a
+variant is kept, and not computed again when that one's turn comes once more: at a seventh of the
+multiply-accumulates, a step without the original takes a third of one with it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.config import RecoverySettings
+from converter.refine.images import Images, augmented
+from converter.refine.networks import Networks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["VARIANTS", "Lessons"]
+
+VARIANTS = 6
+"""Ways in which an image is seen, where so many answers can be kept; else each pass has its own."""
+_SHARE = 4
+"""Answers take up to a quarter of the memory that images may."""
+
+
+class Lessons:
+    """Images to learn from, and what the original answers to them.
+
+    Parameters
+    ----------
+    networks : Networks
+    images : Images
+    settings : RecoverySettings
+
+    Attributes
+    ----------
+    variants : int or None
+        None where answers are too large to be kept: then each pass is a variant of its own.
+    """
+
+    def __init__(self, networks: Networks, images: Images, settings: RecoverySettings) -> None:
+        import torch
+
+        self._networks, self._images, self._settings = networks, images, settings
+        probe = networks.original(images.batch(slice(0, 2), settings.device))
+        shapes = {name: tuple(probe[name].shape[1:]) for name in networks.outputs}
+        each = sum(4 * math.prod(shape) for shape in shapes.values()) * len(images)
+        wanted = VARIANTS if settings.augment else 1
+        fits = wanted * each <= settings.memory_mib * 2**20 // _SHARE
+        of_images = all(probe[name].shape[:1] == (2,) for name in networks.outputs)
+        self.variants = wanted if fits and of_images else None
+        held = (self.variants or 0, len(images))
+        self._known = torch.zeros(held, dtype=torch.bool)
+        self._answers = {name: torch.empty(*held, *shape) for name, shape in shapes.items()}
+
+    def lesson(
+        self, step: int, size: int, casting: Any
+    ) -> tuple[NDArray[np.int64], dict[str, Tensor], dict[str, Tensor]]:
+        """Give the rows of a step, its images, and what the original answers.
+
+        Inner responses are among the answers until all variants were seen; then outputs alone are, also
+        where the original has to be asked, so that a run which goes on from a checkpoint learns the same.
+
+        Parameters
+        ----------
+        step, size : int
+            Number of the step, and its images.
+        casting : context manager
+            What the original runs under.
+        """
+        settings, images = self._settings, self._images
+        rows = images.rows_of(step, size, settings.seed)
+        seen = images.pass_of(step, size)
+        variant = seen if self.variants is None else seen % self.variants
+        feeds = images.batch(rows, settings.device)
+        if settings.augment:
+            chances = images.chances(rows, (settings.seed, 1, variant))
+            feeds = augmented(feeds, settings.augment, chances)
+        if self.variants is not None and bool(self._known[variant, rows].all()):
+            kept = {name: each[variant, rows] for name, each in self._answers.items()}
+            return rows, feeds, {name: each.to(settings.device) for name, each in kept.items()}
+        with casting:
+            answers = self._networks.original(feeds)
+        if self.variants is not None:
+            for name, each in self._answers.items():
+                each[variant, rows] = answers[name].float().cpu()
+            self._known[variant, rows] = True
+            if seen >= self.variants:
+                answers = {name: answers[name] for name in self._answers}
+        return rows, feeds, answers

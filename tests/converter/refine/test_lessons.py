@@ -1,0 +1,98 @@
+"""What the original answers is computed once for each variant of an image."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+from onnx import numpy_helper
+
+from converter.config import RecoverySettings
+from converter.refine.images import Images
+from converter.refine.lessons import VARIANTS, Lessons
+from converter.refine.networks import Networks
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+    small (float[n, 3, 8, 8] x) => (float[n, 5] y)
+    <float[5, 3, 3, 3] a> {
+        h = Conv (x, a)
+        r = Relu (h)
+        p = GlobalAveragePool (r)
+        y = Flatten (p)
+    }"""
+
+
+class Counted:
+    """Two networks that count how often the original is asked."""
+
+    def __init__(self) -> None:
+        model = onnx.parser.parse_model(TEXT)
+        del model.graph.initializer[:]
+        values = np.random.default_rng(0).standard_normal((5, 3, 3, 3)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, "a"))
+        self._networks = Networks(model, model)
+        self.outputs = self._networks.outputs
+        self.asked = 0
+
+    def original(self, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.asked += 1
+        return self._networks.original(feeds)
+
+
+def lessons(**changes: object) -> tuple[Lessons, Counted]:
+    networks = Counted()
+    pictures = np.random.default_rng(1).standard_normal((23, 3, 8, 8)).astype(np.float32)
+    settings = RecoverySettings(epochs=1, **changes)  # type: ignore[arg-type]
+    made = Lessons(networks, Images({"x": pictures}), settings)  # type: ignore[arg-type]
+    networks.asked = 0
+    return made, networks
+
+
+@pytest.mark.parametrize(("augment", "variants"), [(("flip", "shift"), VARIANTS), ((), 1)])
+def test_answers_are_those_of_the_original_and_most_are_kept(
+    augment: tuple[str, ...], variants: int
+) -> None:
+    made, networks = lessons(augment=augment)
+    assert made.variants == variants
+    for step in range(4 * 3 * variants):
+        rows, feeds, answers = made.lesson(step, 5, nullcontext())
+        assert len(rows) == 5
+        expected = networks._networks.original(feeds)
+        torch.testing.assert_close(answers["y"], expected["y"], rtol=1e-5, atol=1e-6)
+        # inner responses are there while all variants are new, and at no other time
+        assert ("r" in answers) == (step < 4 * variants)
+        if step == 4 * variants - 1:
+            assert networks.asked == 4 * variants
+    # the first pass leaves 3 of 23 images out: a few steps later on meet one of them
+    assert networks.asked < 4 * 2 * variants
+
+
+def test_a_run_that_goes_on_learns_the_same() -> None:
+    whole, _ = lessons()
+    cut, _ = lessons()
+    for step in range(4 * VARIANTS):
+        whole.lesson(step, 5, nullcontext())
+    for step in range(4 * VARIANTS, 4 * VARIANTS + 8):
+        (rows, feeds, answers), (again, same, found) = (
+            each.lesson(step, 5, nullcontext()) for each in (whole, cut)
+        )
+        np.testing.assert_array_equal(rows, again)
+        assert torch.equal(feeds["x"], same["x"])
+        assert answers.keys() == found.keys() == {"y"}
+        torch.testing.assert_close(answers["y"], found["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_answers_that_are_too_large_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.refine.lessons._SHARE", 2**40)
+    made, networks = lessons()
+    assert made.variants is None
+    images = []
+    for step in (0, 4 * VARIANTS):
+        rows, feeds, answers = made.lesson(step, 5, nullcontext())
+        images.append(feeds["x"][rows.argsort()])
+        assert answers.keys() == {"y", "r"}
+    assert networks.asked == 2
