@@ -4,7 +4,8 @@ The steps are Adam's (Kingma and Ba, arXiv:1412.6980). The rate of each tensor i
 square of its own values, so that one setting serves small and large factors alike; it rises over the first
 steps and falls along a cosine to nothing at the end of the time or of the epochs. What is judged on the
 held-out images, and kept, is a running mean of the weights (Polyak and Juditsky, 1992), since single steps
-are noisy.
+are noisy. A network that answers nearly as its original does is only shaken by steps of that size: as long as
+nothing is gained, each judgement takes it back to where it was, and goes on with a third of the rate.
 
 Before all weights, their biases and a factor for each output channel may be trained alone, for a share of the
 time: a thousandth of the unknowns, which few images determine well.
@@ -58,6 +59,8 @@ JUDGEMENTS = 20
 PATIENCE = 5
 """Judgements without a gain after which it ends early; those of the first half, where steps are large and a
 gain may yet come, do not count."""
+SHRINK = 3.0
+"""What the rate is divided by where a judgement finds that nothing was gained yet."""
 RISE = 0.03
 """Share of the whole over which the rate rises."""
 MEAN_DECAY = 0.998
@@ -341,6 +344,9 @@ class _Training:
     best_loss: float = math.inf
     idle: int = 0
     judged: int = 0
+    gained: bool = False
+    shrunk: float = 1.0
+    restarted: float = 0.0
 
     def __post_init__(self) -> None:
         import torch
@@ -393,7 +399,8 @@ class _Training:
                 shown = self._shown(advance, shown)
                 if self.done * JUDGEMENTS >= self.judged + 1 or self.passed >= 1.0:
                     self.judged = int(self.done * JUDGEMENTS)
-                    self._keep_best()
+                    if not self._keep_best() and not self.gained and self.passed < 1.0:
+                        self._start_over()
                     if checkpoint is not None:
                         self._write(checkpoint, key)
                     if self.idle >= PATIENCE:
@@ -402,6 +409,19 @@ class _Training:
                     last = time.monotonic()  # what judging takes is not part of the limit
             advance(1000 - shown)
         return status
+
+    def _start_over(self) -> None:
+        """Take the weights back to the best, forget the gradients, and go on with a smaller rate."""
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.networks.parameters.items():
+                value.copy_(torch.from_numpy(self.best[name]))
+                self._mean[name].copy_(value)
+                for each in self._adam.state[value].values():
+                    each.zero_()
+        self.shrunk *= SHRINK
+        self.restarted = self.passed
 
     @property
     def done(self) -> float:
@@ -453,8 +473,9 @@ class _Training:
                 self._mean[name].lerp_(value, 1 - decay)
 
     def _rate(self) -> float:
-        risen = min(1.0, self.passed / RISE)
-        return self.settings.rate * max(risen, 1e-3) * 0.5 * (1 + math.cos(math.pi * self.passed))
+        risen = min(1.0, (self.passed - self.restarted) / RISE)
+        rate = self.settings.rate / self.shrunk
+        return rate * max(risen, 1e-3) * 0.5 * (1 + math.cos(math.pi * self.passed))
 
     def _loss(
         self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rows: NDArray[Any]
@@ -509,8 +530,8 @@ class _Training:
 
     # ---- the best, and checkpoints
 
-    def _keep_best(self) -> None:
-        """Judge the running mean on the held-out images, and keep it where it is the best so far."""
+    def _keep_best(self) -> bool:
+        """Judge the running mean on the held-out images; keep it, and say so, where it is the best so far."""
         import torch
 
         parameters = self.networks.parameters
@@ -529,11 +550,14 @@ class _Training:
             for name, value in parameters.items():
                 value.copy_(now[name])
         loss_now = total / len(self.held_out)
-        if loss_now < self.best_loss:
+        better = loss_now < self.best_loss
+        if better:
+            self.gained = not math.isinf(self.best_loss)
             self.best_loss, self.idle = loss_now, 0
             self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
         elif self.passed > 0.5:
             self.idle += 1
+        return better
 
     def _write(self, path: Path, key: str) -> None:
         arrays: dict[str, NDArray[Any]] = {}
@@ -556,6 +580,9 @@ class _Training:
             "best_loss": self.best_loss,
             "idle": self.idle,
             "judged": self.judged,
+            "gained": self.gained,
+            "shrunk": self.shrunk,
+            "restarted": self.restarted,
         }
         save_arrays(path, about, arrays)
 
@@ -593,7 +620,8 @@ class _Training:
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         self.began = float(about["began"])
         self.best_loss, self.idle = float(about["best_loss"]), int(about["idle"])
-        self.judged = int(about["judged"])
+        self.judged, self.gained = int(about["judged"]), bool(about["gained"])
+        self.shrunk, self.restarted = float(about["shrunk"]), float(about["restarted"])
         return True
 
 

@@ -150,6 +150,21 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(
     assert not checkpoint_of(parts).exists()
 
 
+def test_steps_get_smaller_where_they_only_shake_a_good_network(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    monkeypatch.setattr(module, "PATIENCE", 10_000)
+    save_model(network(0.01), damaged)
+    shaken, out = settings(rate=0.5, epochs=20), original.parent / "out.onnx"
+    losses = []
+    for shrink in (1.0, module.SHRINK):
+        monkeypatch.setattr(module, "SHRINK", shrink)
+        found = converter.recover(original, damaged, images, out, shaken, runtime=RUNTIME)
+        losses.append(found.after.loss / found.before.loss)
+    assert losses[1] < 0.5 * losses[0], losses
+
+
 def channel_scales(found: NDArray[np.float32], given: NDArray[np.float32]) -> NDArray[np.float64]:
     """Factor of each row of a weight, and that each row has but one is required."""
     rows = found.reshape(len(found), -1).astype(float), given.reshape(len(given), -1).astype(float)
