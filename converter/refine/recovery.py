@@ -442,7 +442,7 @@ class _Training:
         now = min(1000, int(1000 * self.passed))
         if now > shown:
             best = (
-                "" if math.isinf(self.best_loss) else f", {self.best_loss:.4f} on held-out images"
+                "" if math.isinf(self.best_loss) else f", {self.best_loss:.3g} on held-out images"
             )
             advance(now - shown, f"step {self.step}{best}")
         return max(now, shown)
