@@ -428,7 +428,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        allowed = "–" if row.allowed is None else f"≥ −{row.allowed:g}"
+        allowed = "–" if row.allowed is None else f"≥ −{row.allowed:g}" if row.allowed else "≥ 0"
         lines.append(
             f"| {row.model} | `{row.budget}` | {row.macs:.2f} | {row.params:.2f} | {row.images:,} | "
             f"{row.before:.2f} % | {row.after:.2f} % | {row.after - row.before:+.2f} ± {row.error:.2f} | "
