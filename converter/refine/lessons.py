@@ -2,7 +2,7 @@
 
 An image is seen in a few variants, flipped and shifted otherwise in each pass. What the original answers to a
 variant is kept, and not computed again when that one's turn comes once more: at a seventh of the
-multiply-accumulates, a step without the original takes a third of one with it.
+multiply-accumulates, the original has two thirds of those of a step.
 """
 
 from __future__ import annotations

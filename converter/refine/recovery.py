@@ -486,7 +486,9 @@ class _Training:
         wanted = {name: value.float() for name, value in wanted.items()}
         outputs = self.networks.outputs
         loss = answers_differ(found, wanted, outputs, self.settings.temperature)
-        for name in set(self.networks.inner) & wanted.keys():
+        for name in self.networks.inner:
+            if name not in wanted:  # the original was not run
+                continue
             share = self.settings.features / len(self.networks.inner)
             loss = loss + share * relative_error(found[name], wanted[name])
         if self.settings.labels:
