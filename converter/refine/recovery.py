@@ -306,7 +306,7 @@ class _Judge:
             for rows in self._images.in_order(JUDGED_TOGETHER)
         ]
         return {
-            name: torch.from_numpy(np.concatenate([part[name] for part in parts])).float()
+            name: torch.from_numpy(np.concatenate([part[name] for part in parts])).double()
             for name in self._networks.outputs
         }
 
@@ -314,7 +314,8 @@ class _Judge:
         """Say how far a model's answers are from the original's."""
         found = self._answers(1, model)
         outputs = self._networks.outputs
-        loss = float(answers_differ(found, self._wanted, outputs, self._temperature))
+        # in float64 and from 0: round-off must not make a model better than one that answers alike
+        loss = max(0.0, float(answers_differ(found, self._wanted, outputs, self._temperature)))
         scores = next((name for name in outputs if holds_scores(self._wanted[name])), None)
         agreement = None
         if scores is not None:

@@ -636,6 +636,13 @@ def test_weights_share_memory_and_stay_as_they_are() -> None:
     assert not any(value.requires_grad for value in graph._constants.values())
 
 
+def test_images_lie_channels_last_behind_a_convolution() -> None:
+    """So that training and gradients take torch's faster kernels."""
+    graph = TorchGraph(small())
+    _, tapped = graph.forward({"x": torch.ones(2, 2, 6, 6)}, taps=["a"])
+    assert tapped["a"].is_contiguous(memory_format=torch.channels_last)
+
+
 REFUSED = {
     "a training batch normalisation": (
         15,

@@ -102,17 +102,18 @@ def test_gradients_are_those_of_finite_differences() -> None:
     networks.converted(images())["y"].square().sum().backward()
     for name in ("a", "c", "d"):
         value = networks.parameters[name]
-        flat = value.detach().view(-1)
+        weight = value.detach()
         assert value.grad is not None
-        for place in (0, len(flat) // 2, len(flat) - 1):
+        for number in (0, weight.numel() // 2, weight.numel() - 1):
+            place = np.unravel_index(number, weight.shape)
             sums = []
             for step in (1e-2, -2e-2):
-                flat[place] += step
+                weight[place] += step
                 with torch.no_grad():
                     sums.append(float(networks.converted(images())["y"].double().square().sum()))
-            flat[place] += 1e-2
+            weight[place] += 1e-2
             expected = (sums[0] - sums[1]) / 2e-2
-            assert float(value.grad.view(-1)[place]) == pytest.approx(expected, rel=2e-2, abs=1e-2)
+            assert float(value.grad[place]) == pytest.approx(expected, rel=2e-2, abs=1e-2)
 
 
 def test_weights_go_back_where_they_were_and_nothing_else_changes() -> None:
