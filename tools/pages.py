@@ -30,7 +30,7 @@ from converter.project import schema
 from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import InTurns
 from converter.quantization.search import LeftInFloat, Trial
-from converter.refine.recovery import Judgement
+from converter.refine.judge import Judgement
 from converter.solver.solution import Iteration
 from converter.validation import Accuracy, Agreement, OutputComparison, Size
 from converter.validation import Latency as Compared

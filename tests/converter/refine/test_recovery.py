@@ -18,7 +18,7 @@ from converter.cli import app
 from converter.config import RecoverySettings, Runtime, recovery_length
 from converter.errors import CalibrationError, ConfigError, SolverError
 from converter.model_file import file_digest, save_model
-from converter.refine import recovery as module
+from converter.refine import training as module
 from converter.refine.pipeline import checkpoint_of
 
 RUNTIME = Runtime(threads=1)
@@ -85,14 +85,14 @@ def convert(original: Path, images: Path, out: Path) -> converter.Conversion:
 
 def cut_off(patched: pytest.MonkeyPatch, at: int) -> None:
     """Interrupt a training before its step `at`, as Ctrl-C would."""
-    step = module._Training._one_step
+    step = module.Training._one_step
 
-    def interrupted(training: module._Training) -> None:
+    def interrupted(training: module.Training) -> None:
         if training.step == at:
             raise KeyboardInterrupt
         step(training)
 
-    patched.setattr(module._Training, "_one_step", interrupted)
+    patched.setattr(module.Training, "_one_step", interrupted)
 
 
 def weights(path: Path) -> dict[str, NDArray[np.float32]]:

@@ -1,0 +1,366 @@
+"""The training itself: steps, the best so far on held-out images, and checkpoints.
+
+The steps are Adam's (Kingma and Ba, arXiv:1412.6980). The rate of each tensor is relative to the root mean
+square of its own values, so that one setting serves small and large factors alike; it rises over the first
+steps and falls along a cosine to nothing at the end of the time or of the epochs. What is judged on the
+held-out images, and kept, is a running mean of the weights (Polyak and Juditsky, 1992), since single steps
+are noisy. A network that answers nearly as its original does is only shaken by steps of that size: as long as
+nothing is gained, each judgement takes it back to where it was, and goes on with a third of the rate.
+
+A checkpoint is one `.npz` file of plain arrays. It appears whole or not at all, and is used only by a run
+with the same models, images and settings; such a run sees the images that the first would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.array_file import DamagedFileError, load_arrays, save_arrays
+from converter.config import RecoverySettings
+from converter.errors import SolverError
+from converter.progress import Progress
+from converter.refine.images import Images
+from converter.refine.judge import JUDGED_TOGETHER
+from converter.refine.lessons import Lessons
+from converter.refine.loss import answers_differ, holds_scores, relative_error
+from converter.refine.networks import Networks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SHRINK", "Status", "Training"]
+JUDGEMENTS = 20
+"""How often the weights are judged over the whole time."""
+PATIENCE = 5
+"""Judgements without a gain after which it ends early; those of the first half, where steps are large and a
+gain may yet come, do not count."""
+SHRINK = 3.0
+"""What the rate is divided by where a judgement finds that nothing was gained yet."""
+RISE = 0.03
+"""Share of the whole over which the rate rises."""
+MEAN_DECAY = 0.998
+LEAST_SIZE = 1e-3
+"""Root mean square that a tensor is taken to have at least; a bias may be all zeros."""
+CLIP = 1.0
+"""Largest norm of a gradient: one odd batch must not spoil Adam's moments."""
+LABEL_WEIGHT = 0.3
+CHECKPOINT_FORMAT = "twofold-recovery-2"
+
+Status = Literal["time limit", "epochs done", "ended early"]
+
+
+@dataclass(eq=False)
+class Training:
+    """The state of the training: weights, Adam's moments, the running mean, and the best so far.
+
+    `began` and `until` are the shares of the whole length between which it runs.
+    """
+
+    networks: Networks
+    images: Images
+    held_out: Images
+    lessons: Lessons
+    settings: RecoverySettings
+    until: float = 1.0
+    began: float = 0.0
+    step: int = 0
+    seconds: float = 0.0
+    precision: str = "float32"
+    best: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    best_loss: float = math.inf
+    idle: int = 0
+    judged: int = 0
+    gained: bool = False
+    shrunk: float = 1.0
+    restarted: float = 0.0
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.batch = min(self.settings.batch, len(self.images))
+        # what the original answers to the held-out images stays: it is asked once
+        self._wanted = []
+        for rows in self.held_out.in_order(JUDGED_TOGETHER):
+            feeds = self.held_out.batch(rows, self.settings.device)
+            answers = self.networks.original(feeds)
+            self._wanted.append({name: answers[name] for name in self.networks.outputs})
+        parameters = self.networks.parameters
+        self._mean = {name: value.detach().clone() for name, value in parameters.items()}
+        self._adam = torch.optim.Adam(
+            [{"params": [value], "size": _size(value)} for value in parameters.values()],
+            lr=self.settings.rate,
+            betas=(0.9, 0.99),
+        )
+
+    # ---- the loop
+
+    def after(self, channels: Training) -> Training:
+        """Go on with all weights where factors of channels were trained; with those where that was all."""
+        import torch
+
+        if channels.settings.refit == 1:
+            return channels
+        found = self.networks.weights_of(channels.networks.written(channels.best))
+        with torch.no_grad():
+            for name, value in self.networks.parameters.items():
+                value.copy_(torch.from_numpy(found[name]))
+                self._mean[name].copy_(value)
+        self.step, self.seconds, self.judged = channels.step, channels.seconds, channels.judged
+        self.began = self.done
+        return self
+
+    def run(self, what: str, checkpoint: Path | None, key: str, progress: Progress) -> Status:
+        """Train until the time is over, the epochs are done, or nothing is gained any more."""
+        if not self.best:
+            self._keep_best()
+        self.precision = self._faster_precision()
+        status: Status = "time limit" if self.settings.seconds is not None else "epochs done"
+        with progress.stage(what, 1000) as advance:
+            shown = self._shown(advance, 0)
+            last = time.monotonic()
+            while self.passed < 1.0:
+                self._one_step()
+                now = time.monotonic()
+                self.seconds, last = self.seconds + now - last, now
+                shown = self._shown(advance, shown)
+                if self.done * JUDGEMENTS >= self.judged + 1 or self.passed >= 1.0:
+                    self.judged = int(self.done * JUDGEMENTS)
+                    if not self._keep_best() and not self.gained and self.passed < 1.0:
+                        self._start_over()
+                    if checkpoint is not None:
+                        self._write(checkpoint, key)
+                    if self.idle >= PATIENCE:
+                        status = "ended early"
+                        break
+                    last = time.monotonic()  # what judging takes is not part of the limit
+            advance(1000 - shown)
+        return status
+
+    def _start_over(self) -> None:
+        """Take the weights back to the best, forget the gradients, and go on with a smaller rate."""
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.networks.parameters.items():
+                value.copy_(torch.from_numpy(self.best[name]))
+                self._mean[name].copy_(value)
+                for each in self._adam.state[value].values():
+                    each.zero_()
+        self.shrunk *= SHRINK
+        self.restarted = self.passed
+
+    @property
+    def done(self) -> float:
+        """Share of the time or of the epochs that is over."""
+        if self.settings.seconds is not None:
+            return self.seconds / self.settings.seconds
+        assert self.settings.epochs is not None, "one of the two is set"
+        total = max(1, round(self.settings.epochs * len(self.images) / self.batch))
+        return self.step / total
+
+    @property
+    def passed(self) -> float:
+        """Share of this part of it that is over."""
+        left = self.until - self.began
+        return (self.done - self.began) / left if left > 0 else 1.0
+
+    def _shown(self, advance: Any, shown: int) -> int:
+        now = min(1000, int(1000 * self.passed))
+        if now > shown:
+            best = (
+                "" if math.isinf(self.best_loss) else f", {self.best_loss:.3g} on held-out images"
+            )
+            advance(now - shown, f"step {self.step}{best}")
+        return max(now, shown)
+
+    def _one_step(self) -> None:
+        import torch
+
+        rows, feeds, wanted = self.lessons.lesson(self.step, self.batch, self._casting())
+        with self._casting():
+            found = self.networks.converted(feeds)
+        loss = self._loss(found, wanted, rows)
+        if not math.isfinite(float(loss.detach())):
+            raise SolverError(
+                f"the training became NaN or infinite at step {self.step}; the model that was given is "
+                "kept, and a lower --rate may do"
+            )
+        self._adam.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(list(self.networks.parameters.values()), CLIP)
+        rate = self._rate()
+        for group in self._adam.param_groups:
+            group["lr"] = rate * group["size"]
+        self._adam.step()
+        self.step += 1
+        decay = min(MEAN_DECAY, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.networks.parameters.items():
+                self._mean[name].lerp_(value, 1 - decay)
+
+    def _rate(self) -> float:
+        risen = min(1.0, (self.passed - self.restarted) / RISE)
+        rate = self.settings.rate / self.shrunk
+        return rate * max(risen, 1e-3) * 0.5 * (1 + math.cos(math.pi * self.passed))
+
+    def _loss(
+        self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rows: NDArray[Any]
+    ) -> Tensor:
+        from torch.nn import functional
+
+        found = {name: value.float() for name, value in found.items()}
+        wanted = {name: value.float() for name, value in wanted.items()}
+        outputs = self.networks.outputs
+        loss = answers_differ(found, wanted, outputs, self.settings.temperature)
+        for name in self.networks.inner:
+            if name not in wanted:  # the original was not run
+                continue
+            share = self.settings.features / len(self.networks.inner)
+            loss = loss + share * relative_error(found[name], wanted[name])
+        if self.settings.labels:
+            classes = self.images.classes(rows, self.settings.device)
+            scores = next(name for name in outputs if holds_scores(wanted[name]))
+            assert classes is not None, "asked for before the training"
+            loss = loss + LABEL_WEIGHT * functional.cross_entropy(found[scores], classes)
+        return loss
+
+    # ---- precision
+
+    def _casting(self) -> Any:
+        import torch
+
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.settings.device.partition(":")[0], dtype=torch.bfloat16)
+
+    def _faster_precision(self) -> str:
+        """Time one forward and backward run in both precisions, where that is asked for."""
+        if self.settings.precision != "auto":
+            return self.settings.precision
+        taken = {}
+        for precision in ("float32", "bfloat16"):
+            self.precision = precision
+            taken[precision] = min(self._timed() for _ in range(3))
+        return "bfloat16" if taken["bfloat16"] < 0.8 * taken["float32"] else "float32"
+
+    def _timed(self) -> float:
+        import torch
+
+        started = time.perf_counter()
+        rows = np.arange(self.batch)
+        feeds = self.images.batch(rows, self.settings.device)
+        with self._casting():
+            wanted = self.networks.original(feeds)
+            found = self.networks.converted(feeds)
+        torch.autograd.backward(self._loss(found, wanted, rows))
+        self._adam.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    # ---- the best, and checkpoints
+
+    def _keep_best(self) -> bool:
+        """Judge the running mean on the held-out images; keep it, and say so, where it is the best so far."""
+        import torch
+
+        parameters = self.networks.parameters
+        now = {name: value.detach().clone() for name, value in parameters.items()}
+        total = 0.0
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(self._mean[name])
+            parts = self.held_out.in_order(JUDGED_TOGETHER)
+            for rows, wanted in zip(parts, self._wanted, strict=True):
+                found = self.networks.converted(self.held_out.batch(rows, self.settings.device))
+                loss = answers_differ(
+                    found, wanted, self.networks.outputs, self.settings.temperature
+                )
+                total += float(loss) * (rows.stop - rows.start)
+            for name, value in parameters.items():
+                value.copy_(now[name])
+        loss_now = total / len(self.held_out)
+        better = loss_now < self.best_loss
+        if better:
+            self.gained = not math.isinf(self.best_loss)
+            self.best_loss, self.idle = loss_now, 0
+            self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
+        elif self.passed > 0.5:
+            self.idle += 1
+        return better
+
+    def _write(self, path: Path, key: str) -> None:
+        arrays: dict[str, NDArray[Any]] = {}
+        updates = 0
+        for number, (name, value) in enumerate(self.networks.parameters.items()):
+            state = self._adam.state[value]
+            updates = int(state["step"])  # fewer than steps, where channels went first
+            arrays[f"{number}/now"] = value.detach().cpu().numpy()
+            arrays[f"{number}/mean"] = self._mean[name].cpu().numpy()
+            arrays[f"{number}/best"] = self.best[name]
+            arrays[f"{number}/first"] = state["exp_avg"].cpu().numpy()
+            arrays[f"{number}/second"] = state["exp_avg_sq"].cpu().numpy()
+        about = {
+            "format": CHECKPOINT_FORMAT,
+            "key": key,
+            "step": self.step,
+            "updates": updates,
+            "seconds": self.seconds,
+            "began": self.began,
+            "best_loss": self.best_loss,
+            "idle": self.idle,
+            "judged": self.judged,
+            "gained": self.gained,
+            "shrunk": self.shrunk,
+            "restarted": self.restarted,
+        }
+        save_arrays(path, about, arrays)
+
+    def resumed(self, path: Path, key: str) -> bool:
+        """Take up the state of a checkpoint, where it is one of this very run."""
+        import torch
+
+        try:
+            about, arrays = load_arrays(path)
+        except DamagedFileError:
+            return False
+        if about.get("format") != CHECKPOINT_FORMAT or about.get("key") != key:
+            return False
+        names = list(self.networks.parameters)
+        shapes = [tuple(self.networks.parameters[name].shape) for name in names]
+        kinds = ("now", "mean", "best", "first", "second")
+        for number, shape in enumerate(shapes):
+            for kind in kinds:
+                if arrays.get(f"{number}/{kind}", np.empty(0)).shape != shape:
+                    return False
+        for number, name in enumerate(names):
+            value = self.networks.parameters[name]
+            now, mean, best, first, second = (
+                torch.from_numpy(np.array(arrays[f"{number}/{kind}"])).to(value) for kind in kinds
+            )
+            with torch.no_grad():
+                value.copy_(now)
+            self._mean[name] = mean
+            self.best[name] = best.cpu().numpy()
+            self._adam.state[value] = {
+                "step": torch.tensor(float(about["updates"])),
+                "exp_avg": first,
+                "exp_avg_sq": second,
+            }
+        self.step, self.seconds = int(about["step"]), float(about["seconds"])
+        self.began = float(about["began"])
+        self.best_loss, self.idle = float(about["best_loss"]), int(about["idle"])
+        self.judged, self.gained = int(about["judged"]), bool(about["gained"])
+        self.shrunk, self.restarted = float(about["shrunk"]), float(about["restarted"])
+        return True
+
+
+def _size(value: Tensor) -> float:
+    return max(float(value.detach().square().mean().sqrt()), LEAST_SIZE)
