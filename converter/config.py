@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from converter.errors import ConfigError
 
@@ -389,6 +389,9 @@ class RecoverySettings:
     refit : float, default 0
         Share of the length, from 0 to 1, in which biases and one factor for each output channel are trained
         alone, before all weights are; 1 trains nothing else.
+    gradual : int or None, default None
+        In how many parts a conversion goes its way, from 1 to 8, each converted and recovered before the
+        next; None takes 2 for a budget of a half or less, and else 1.
     augment : tuple of str, default ("flip", "shift")
         What happens to images on their way: "flip" left to right, "shift" by up to an eighth.
     labels : bool, default False
@@ -409,6 +412,7 @@ class RecoverySettings:
     temperature: float = 4.0
     features: float = 0.5
     refit: float = 0.0
+    gradual: int | None = None
     augment: tuple[str, ...] = ("flip", "shift")
     labels: bool = False
     precision: Precision = "auto"
@@ -441,6 +445,10 @@ class RecoverySettings:
             0 <= self.refit <= 1,
             f"refit {self.refit} is no share of the recovery from 0 to 1; correct it",
         )
+        _require(
+            self.gradual is None or 1 <= self.gradual <= 8,
+            f"gradual {self.gradual} is not from 1 to 8 parts; 2 is usual",
+        )
         unknown = [way for way in self.augment if way not in ("flip", "shift")]
         _require(not unknown, f"augment {', '.join(unknown)}: give some of flip, shift, or none")
         _require(
@@ -453,16 +461,22 @@ class RecoverySettings:
         )
         _require(self.seed >= 0, f"seed {self.seed} is below 0; correct it")
 
+    def of_share(self, share: float) -> RecoverySettings:
+        """Give the same for a share of the length."""
+        seconds = None if self.seconds is None else share * self.seconds
+        epochs = None if self.epochs is None else share * self.epochs
+        return dataclasses.replace(self, seconds=seconds, epochs=epochs)
+
 
 _RECOVERY_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def recovery_length(text: str) -> dict[str, float]:
+def recovery_length(text: str) -> dict[str, Any]:
     """Read how long a recovery takes, as "90s", "10m" and "1.5h", or "20e" for epochs.
 
     Returns
     -------
-    dict of str to float
+    dict of str to Any
         `seconds` or `epochs` of `RecoverySettings`.
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import resource
 import sys
 from concurrent.futures import Executor
@@ -26,16 +27,17 @@ from converter.config import (
 from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
+from converter.gradual import Way, go_part_way, parts_of, shares_of
 from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion
-from converter.pace import pace
+from converter.pace import Paced, pace
 from converter.planner.measurements import Measurements
-from converter.preparation import Clock, Prepared, prepare
+from converter.preparation import Clock, Prepared, Start, prepare
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
 from converter.quantization.quantizing import quantize, require_quantizable
 from converter.refine.pipeline import checkpoint_of
-from converter.refine.recovery import recover, require_recoverable
+from converter.refine.recovery import Teacher, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 from converter.work import Work
@@ -88,24 +90,52 @@ def convert(
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
-    # what does not depend on the budget: recordings, effects on the output, candidates
-    prepared = prepare(
-        model,
-        data,
-        calibration=calibration,
-        solver=solver,
-        runtime=target.runtime,
-        progress=progress,
-        clock=clock,
-        executor=executor,
-        work=kept,
-    )
-
-    # what candidates take on the target, and the best choice among them
-    paced = None
-    if timing:
+    def begin(start: Start | None) -> tuple[Prepared, Paced | None]:
+        """Do what does not depend on the budget, and time candidates on the target."""
+        prepared = prepare(
+            model,
+            data,
+            calibration=calibration,
+            solver=solver,
+            runtime=target.runtime,
+            progress=progress,
+            clock=clock,
+            executor=executor,
+            work=kept,
+            start=start,
+        )
+        if not timing:
+            return prepared, None
         with clock.stage("measure layers"):
-            paced = pace(prepared, target, Measurements(cache), progress)
+            return prepared, pace(prepared, target, Measurements(cache), progress)
+
+    # recordings, effects on the output, candidates; again from where each part of the way ended
+    parts = 1 if recovery is None else parts_of(budget, recovery)
+    teacher = None
+    if recovery is not None and lessons is not None:
+        teacher = functools.cache(
+            lambda: Teacher(load_model(model), lessons, recovery, target.runtime, progress)
+        )
+    ways: list[Way] = []
+    prepared, paced = begin(None)
+    for part in range(1, parts):
+        assert budget is not None, "a tolerance is met in one part"
+        assert teacher is not None, "without a recovery there is one part"
+        way = go_part_way(
+            prepared,
+            paced,
+            budget,
+            part,
+            parts,
+            solver=solver,
+            runtime=target.runtime,
+            teacher=teacher,
+            checkpoint=checkpoint_of(out, part),
+            progress=progress,
+            clock=clock,
+        )
+        ways.append(way)
+        prepared, paced = begin(way.start)
 
     # one plan is carried out for a budget, or two where time runs short; several for a tolerance
     searched = None
@@ -136,21 +166,18 @@ def convert(
 
     # the written model stays what it is until a better one is there
     recovered = None
-    if recovery is not None and lessons is not None and done.replaced:
+    if teacher is not None and done.replaced:
         with clock.stage("recover"):
-            checkpoint = checkpoint_of(out)
-            recovered = recover(
-                load_model(model),
+            recovered = teacher().teach(
                 done.model,
-                lessons,
-                recovery,
-                target.runtime,
-                checkpoint=checkpoint,
+                share=shares_of(parts)[-1],
+                checkpoint=checkpoint_of(out),
                 progress=progress,
             )
             if recovered.improved:
                 save_model(recovered.model, out)
-            checkpoint.unlink(missing_ok=True)
+        for part in range(parts):
+            checkpoint_of(out, part).unlink(missing_ok=True)
 
     # likewise; last, since nothing can be fitted or trained any more
     quantized = None
@@ -199,7 +226,14 @@ def convert(
         passes=(*prepared.passes, *done.passes),
         latency=done.latency,
         stages=clock.stages(),
-        notes=(*prepared.notes, *prepared.recorder.notes, *measured, *done.notes, *kept_notes),
+        notes=(
+            *(way.note for way in ways),
+            *prepared.notes,
+            *prepared.recorder.notes,
+            *measured,
+            *done.notes,
+            *kept_notes,
+        ),
         settings={
             "budget": None if budget is None else dataclasses.asdict(budget),
             "preprocessing": dataclasses.asdict(preprocessing),

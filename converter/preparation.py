@@ -36,7 +36,7 @@ from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
 
-__all__ = ["Clock", "Prepared", "normalised", "one_sample", "prepare", "target_batch"]
+__all__ = ["Clock", "Prepared", "Start", "normalised", "one_sample", "prepare", "target_batch"]
 
 METRIC_IMAGES = 512
 METRIC_WORK = 1e12
@@ -60,6 +60,25 @@ class Clock:
     def stages(self) -> tuple[Stage, ...]:
         """Everything timed so far."""
         return tuple(Stage(name, seconds) for name, seconds in self._seconds.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The network that is converted.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+        Normalised, with BatchNormalization folded.
+    passes : tuple of PassResult
+        What that changed.
+    digest : str
+        Tells it from others.
+    """
+
+    model: onnx.ModelProto
+    passes: tuple[PassResult, ...]
+    digest: str
 
 
 @dataclass(eq=False)
@@ -125,6 +144,7 @@ def prepare(
     clock: Clock,
     executor: Executor | None = None,
     work: Work | None = None,
+    start: Start | None = None,
 ) -> Prepared:
     """Record the original and predict what each layer may become.
 
@@ -142,6 +162,8 @@ def prepare(
         in threads of this process.
     work : Work or None, default None
         Where effects, predictions and fits are kept, and taken from; None keeps nothing.
+    start : Start or None, default None
+        What is converted in place of the file's own network.
 
     Raises
     ------
@@ -154,7 +176,8 @@ def prepare(
 
     # names of tensors stay, so that what is found now stays true while layers are replaced
     with clock.stage("normalise"):
-        original, passes = _normalised_model(model)
+        start = _normalised_model(model) if start is None else start
+        original, digest = start.model, start.digest
         graph = import_graph(original)
         layers = find_layers(graph)
         convertible = [layer for layer in layers if layer.reason is None]
@@ -182,7 +205,7 @@ def prepare(
             samples,
             cost.macs,
             progress,
-            model,
+            digest,
             work,
         )
 
@@ -210,7 +233,7 @@ def prepare(
     return Prepared(
         path=model,
         original=original,
-        passes=passes,
+        passes=start.passes,
         data=data,
         sample=sample,
         layers=layers,
@@ -234,11 +257,11 @@ def normalised(source: onnx.ModelProto, path: Path) -> tuple[gs.Graph, tuple[Pas
         raise ModelError(f"{path}: {error}") from error
 
 
-def _normalised_model(path: Path) -> tuple[onnx.ModelProto, tuple[PassResult, ...]]:
+def _normalised_model(path: Path) -> Start:
     """Read a model in that form; what was read does not stay in memory."""
     source = load_model(path)
     graph, passes = normalised(source, path)
-    return export_model(graph, source), passes
+    return Start(export_model(graph, source), passes, model_digest(path))
 
 
 def one_sample(data: CalibrationSet, inputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
@@ -296,7 +319,7 @@ def _metrics(
     samples: Mapping[str, Sample],
     macs: int,
     progress: Progress,
-    path: Path,
+    digest: str,
     work: Work | None,
 ) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
     """Output metric Ω of each layer; where the graph cannot be differentiated, its own relative error."""
@@ -310,7 +333,7 @@ def _metrics(
     }
     key, measured = "", None
     if work is not None:
-        key = key_of("effects", model_digest(path), data.digest(), *responses.items(), *how.items())
+        key = key_of("effects", digest, data.digest(), *responses.items(), *how.items())
         measured = work.metrics(key)
     try:
         if measured is None:

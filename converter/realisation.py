@@ -122,15 +122,20 @@ def _fitted(work: Work | None, *problem: Any, trade: bool) -> Solution:
     return found
 
 
-def rewritten(prepared: Prepared, branches: Mapping[str, Branches]) -> onnx.ModelProto:
-    """Give the model in which the named layers are replaced by branches that are there already."""
+def rewritten(
+    prepared: Prepared, branches: Mapping[str, Branches], *, reorder: bool = True
+) -> onnx.ModelProto:
+    """Give the model in which the named layers are replaced by branches that are there already.
+
+    Without `reorder` the response of each of them stays a tensor.
+    """
     graph = import_graph(prepared.original)
     splits = [
         Split(layer, branches[layer.name])
         for layer in prepared.convertible
         if layer.name in branches
     ]
-    run_passes(graph, [*splits, ReorderSums()])
+    run_passes(graph, [*splits, *([ReorderSums()] if reorder else [])])
     return export_model(graph, prepared.original)
 
 

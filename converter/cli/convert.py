@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,16 @@ def convert(
             rich_help_panel=RECOVERY,
         ),
     ] = None,
+    gradual: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PARTS",
+            help="Convert and recover in so many parts, each from what the one before computes; 2 where "
+            "none is given and the budget is a half or less.",
+            show_default=False,
+            rich_help_panel=RECOVERY,
+        ),
+    ] = None,
     training: Training,
     quantizing: Quantizing,
     preparation: Preparation,
@@ -105,10 +116,19 @@ def convert(
             raise ConfigError(
                 "--recover-images is what --recover learns from; say how long, as in --recover 10m"
             )
+        if recover is None and gradual is not None:
+            raise ConfigError(
+                "--gradual recovers after each part; say how long, as in --recover 10m"
+            )
+        if max_drop is not None and gradual is not None:
+            raise ConfigError("--gradual is for a budget; leave it or --max-drop out")
         recovery = None
         if recover is not None:
-            recovery = training.settings(
-                recover, device=planning.device, memory=planning.memory, seed=planning.seed
+            recovery = dataclasses.replace(
+                training.settings(
+                    recover, device=planning.device, memory=planning.memory, seed=planning.seed
+                ),
+                gradual=gradual,
             )
         with planning.place() as executor:
             conversion = converter.convert(

@@ -36,6 +36,8 @@ class Lessons:
     networks : Networks
     images : Images
     settings : RecoverySettings
+    earlier : Lessons or None, default None
+        Those of another converted network, with the same original and images: what it answered is kept.
 
     Attributes
     ----------
@@ -43,20 +45,35 @@ class Lessons:
         None where answers are too large to be kept: then each pass is a variant of its own.
     """
 
-    def __init__(self, networks: Networks, images: Images, settings: RecoverySettings) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        images: Images,
+        settings: RecoverySettings,
+        earlier: Lessons | None = None,
+    ) -> None:
+        self._networks, self._images, self._settings = networks, images, settings
+        self._known: Tensor
+        self._answers: dict[str, Tensor]
+        self._known, self._answers = (
+            self._room() if earlier is None else (earlier._known, earlier._answers)
+        )
+        self.variants = len(self._known) or None
+
+    def _room(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make room for answers, none where they are too many, and for which of them are known."""
         import torch
 
-        self._networks, self._images, self._settings = networks, images, settings
-        probe = networks.original(images.batch(slice(0, 2), settings.device))
-        shapes = {name: tuple(probe[name].shape[1:]) for name in networks.outputs}
-        each = sum(4 * math.prod(shape) for shape in shapes.values()) * len(images)
+        settings, outputs = self._settings, self._networks.outputs
+        probe = self._networks.original(self._images.batch(slice(0, 2), settings.device))
+        shapes = {name: tuple(probe[name].shape[1:]) for name in outputs}
+        each = sum(4 * math.prod(shape) for shape in shapes.values()) * len(self._images)
         wanted = VARIANTS if settings.augment else 1
         fits = wanted * each <= settings.memory_mib * 2**20 // _SHARE
-        of_images = all(probe[name].shape[:1] == (2,) for name in networks.outputs)
-        self.variants = wanted if fits and of_images else None
-        held = (self.variants or 0, len(images))
-        self._known = torch.zeros(held, dtype=torch.bool)
-        self._answers = {name: torch.empty(*held, *shape) for name, shape in shapes.items()}
+        of_images = all(probe[name].shape[:1] == (2,) for name in outputs)
+        held = (wanted if fits and of_images else 0, len(self._images))
+        answers = {name: torch.empty(*held, *shape) for name, shape in shapes.items()}
+        return torch.zeros(held, dtype=torch.bool), answers
 
     def lesson(
         self, step: int, size: int, casting: Any

@@ -15,9 +15,9 @@ from converter.runtime import model_inputs
 __all__ = ["checkpoint_of", "recover_files"]
 
 
-def checkpoint_of(out: Path) -> Path:
-    """Say where the state of an unfinished recovery lies."""
-    return out.with_suffix(".recovery.npz")
+def checkpoint_of(out: Path, part: int = 0) -> Path:
+    """Say where the state of an unfinished recovery lies; that of a part of the way has its number."""
+    return out.with_suffix(f".recovery-{part}.npz" if part else ".recovery.npz")
 
 
 def recover_files(

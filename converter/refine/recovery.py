@@ -27,7 +27,7 @@ from converter.refine.networks import Networks
 from converter.refine.training import Status, Training
 from converter.runtime import model_inputs
 
-__all__ = ["Recovered", "recover", "require_recoverable"]
+__all__ = ["Recovered", "Teacher", "recover", "require_recoverable"]
 
 HELD_OUT_EVERY = 10
 HELD_OUT_MOST = 1000
@@ -148,64 +148,135 @@ def recover(
         Where the loss becomes NaN or infinite at once.
     """
     _require_free_batch(converted)
-    networks = Networks(original, converted, settings.device)
-    with progress.stage("read the images", 1):
-        images, notes = load_images(data, settings.memory_mib)
-    if settings.labels and images.labels is None:
-        raise CalibrationError(
-            f"{data.describe()} has no labels; give a folder with one subfolder for each class, or "
-            "leave --labels out"
-        )
-    trained_on, held_out = images.split(HELD_OUT_EVERY, HELD_OUT_MOST)
-    if len(held_out) < LEAST_HELD_OUT:
-        raise CalibrationError(
-            f"{data.describe()} has too few images to hold some out; give at least "
-            f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
-        )
-    networks.check(trained_on.batch(slice(0, CHECKED), settings.device), runtime)
+    Networks(
+        original, converted, settings.device
+    )  # what cannot be trained is refused before images are read
+    teacher = Teacher(original, data, settings, runtime, progress)
+    return teacher.teach(converted, checkpoint=checkpoint, progress=progress)
 
-    if settings.labels:
-        _require_classes(networks, trained_on, settings)
 
-    judge = Judge(networks, original, held_out, runtime, settings.temperature)
-    before = judge.judge(converted)
-    key = _key(original, converted, data, settings)
-    lessons = Lessons(networks, trained_on, settings)
-    training = Training(networks, trained_on, held_out, lessons, settings)
-    resumed = checkpoint is not None and training.resumed(checkpoint, key)
-    status: Status = "ended early"
-    if settings.refit > 0 and not resumed:
-        channels = Training(
-            networks.of_scales(), trained_on, held_out, lessons, settings, settings.refit
+class Teacher:
+    """The original and the images without labels, which one network after another learns from.
+
+    The images are read once, and what the original answers to them is kept from one to the next.
+
+    Parameters
+    ----------
+    original : onnx.ModelProto
+        It is not changed.
+    data, settings, runtime, progress
+        As for `recover`.
+
+    Raises
+    ------
+    CalibrationError
+        As `recover`.
+    """
+
+    def __init__(
+        self,
+        original: onnx.ModelProto,
+        data: CalibrationSet,
+        settings: RecoverySettings,
+        runtime: Runtime,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._original, self._data = original, data
+        self._settings, self._runtime = settings, runtime
+        with progress.stage("read the images", 1):
+            images, self._notes = load_images(data, settings.memory_mib)
+        if settings.labels and images.labels is None:
+            raise CalibrationError(
+                f"{data.describe()} has no labels; give a folder with one subfolder for each class, or "
+                "leave --labels out"
+            )
+        self._images, self._held_out = images.split(HELD_OUT_EVERY, HELD_OUT_MOST)
+        if len(self._held_out) < LEAST_HELD_OUT:
+            raise CalibrationError(
+                f"{data.describe()} has too few images to hold some out; give at least "
+                f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
+            )
+        self._lessons: Lessons | None = None
+
+    def teach(
+        self,
+        converted: onnx.ModelProto,
+        *,
+        share: float = 1.0,
+        checkpoint: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Recovered:
+        """Train a converted model; see `recover`.
+
+        Parameters
+        ----------
+        converted : onnx.ModelProto
+            It is not changed.
+        share : float, default 1
+            Of the time or the epochs of the settings, above 0 and at most 1.
+        checkpoint, progress
+            As for `recover`.
+
+        Raises
+        ------
+        UnsupportedOperatorError, ModelError, CalibrationError, SolverError
+            As `recover`.
+        """
+        settings, runtime = self._settings.of_share(share), self._runtime
+        networks = Networks(self._original, converted, settings.device)
+        networks.check(self._images.batch(slice(0, CHECKED), settings.device), runtime)
+        if settings.labels:
+            _require_classes(networks, self._images, settings)
+
+        judge = Judge(networks, self._original, self._held_out, runtime, settings.temperature)
+        before = judge.judge(converted)
+        if self._lessons is not None:
+            # inner responses are not kept; they make a percent of difference
+            settings = dataclasses.replace(settings, features=0.0)
+        lessons = Lessons(networks, self._images, settings, self._lessons)
+        training = Training(networks, self._images, self._held_out, lessons, settings)
+        key = _key(self._original, converted, self._data, settings)
+        notes = self._notes
+        resumed = checkpoint is not None and training.resumed(checkpoint, key)
+        status: Status = "ended early"
+        if settings.refit > 0 and not resumed:
+            channels = Training(
+                networks.of_scales(),
+                self._images,
+                self._held_out,
+                lessons,
+                settings,
+                settings.refit,
+            )
+            own_key = f"{key}-channels"
+            resumed = checkpoint is not None and channels.resumed(checkpoint, own_key)
+            notes += _went_on(channels) if resumed else ()
+            status = channels.run("re-fit channels", checkpoint, own_key, progress)
+            training = training.after(channels)
+        elif resumed:
+            notes += _went_on(training)
+        if settings.refit < 1:
+            status = training.run("recover", checkpoint, key, progress)
+        self._lessons = lessons
+
+        trained = training.networks.written(training.best)
+        after = judge.judge(trained)
+        improved = after.loss < before.loss
+        return Recovered(
+            model=trained if improved else converted,
+            improved=improved,
+            before=before,
+            after=after if improved else before,
+            images=len(self._images),
+            held_out=len(self._held_out),
+            steps=training.step,
+            epochs=training.step * training.batch / len(self._images),
+            seconds=training.seconds,
+            status=status,
+            precision=training.precision,
+            inner=networks.inner,
+            notes=notes,
         )
-        own_key = f"{key}-channels"
-        resumed = checkpoint is not None and channels.resumed(checkpoint, own_key)
-        notes += _went_on(channels) if resumed else ()
-        status = channels.run("re-fit channels", checkpoint, own_key, progress)
-        training = training.after(channels)
-    elif resumed:
-        notes += _went_on(training)
-    if settings.refit < 1:
-        status = training.run("recover", checkpoint, key, progress)
-
-    trained = training.networks.written(training.best)
-    after = judge.judge(trained)
-    improved = after.loss < before.loss
-    return Recovered(
-        model=trained if improved else converted,
-        improved=improved,
-        before=before,
-        after=after if improved else before,
-        images=len(trained_on),
-        held_out=len(held_out),
-        steps=training.step,
-        epochs=training.step * training.batch / len(trained_on),
-        seconds=training.seconds,
-        status=status,
-        precision=training.precision,
-        inner=networks.inner,
-        notes=notes,
-    )
 
 
 def _went_on(training: Training) -> tuple[str, ...]:
@@ -240,5 +311,7 @@ def _key(
     for model in (original, converted):
         digest.update(model.SerializeToString(deterministic=True))
     digest.update(data.digest().encode())
-    digest.update(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
+    # in how many parts a conversion goes its way says nothing of the training in one of them
+    asked = dataclasses.asdict(dataclasses.replace(settings, gradual=None))
+    digest.update(json.dumps(asked, sort_keys=True).encode())
     return digest.hexdigest()

@@ -79,7 +79,7 @@ def convert(original: Path, images: Path, out: Path) -> converter.Conversion:
         converter.Budget(macs=4),
         calibration=converter.CalibrationSettings(patches=512, batch=16),
         timing=False,
-        recovery=settings(epochs=6),
+        recovery=settings(epochs=6, gradual=1),
     )
 
 
