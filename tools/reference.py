@@ -260,7 +260,7 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) ->
     data = shared / "data" / "cifar10"
     recovery: list[str] = []
     if ask.recover is not None:
-        recovery = ["--recover", ask.recover, "--recover-images", str(_train_images(data, work))]
+        recovery = ["--recover", ask.recover, "--recover-images", str(train_images(data, work))]
     started = time.monotonic()
     memory = run_twofold(
         "convert", str(model), "--calib", str(data / "calib"), "--out", str(small), *ask.options,
@@ -348,7 +348,7 @@ def _how(report: Path) -> str:
     return f"{said['types']}, {said['ranges']}, {left} of {said['layers']} layers in float"
 
 
-def _train_images(data: Path, work: Path) -> Path:
+def train_images(data: Path, work: Path) -> Path:
     """Unpack the training images beside the results, once."""
     folder = work / "train"
     if not folder.exists():
