@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -22,28 +21,12 @@ from converter.preparation import Clock, Prepared, Start
 from converter.progress import Progress
 from converter.realisation import realise, rewritten
 from converter.refine.dense import dense
-from converter.refine.recovery import Teacher
+from converter.refine.recovery import Recovered, Teacher
 
-__all__ = ["Way", "go_part_way", "parts_of", "shares_of"]
+__all__ = ["go_on_from_parts", "parts_of", "shares_of"]
 
 FROM = 2.0
 """Factor from which on a budget is met in two parts."""
-
-
-@dataclass(frozen=True, eq=False)
-class Way:
-    """Where a gradual conversion has come to.
-
-    Attributes
-    ----------
-    start : Start
-        The recovered network, densely, which is converted next.
-    note : str
-        What the part has come to.
-    """
-
-    start: Start
-    note: str
 
 
 def parts_of(budget: Budget | None, settings: RecoverySettings) -> int:
@@ -61,36 +44,45 @@ def shares_of(parts: int) -> tuple[float, ...]:
     return tuple(2 * part / (parts * (parts + 1)) for part in range(1, parts + 1))
 
 
-def go_part_way(
-    prepared: Prepared,
-    paced: Paced | None,
-    budget: Budget,
-    part: int,
+def go_on_from_parts(
+    begin: Callable[[Start | None], tuple[Prepared, Paced | None]],
+    budget: Budget | None,
     parts: int,
     *,
     solver: SolverSettings,
     runtime: Runtime,
-    teacher: Callable[[], Teacher],
-    checkpoint: Path,
+    teacher: Callable[[], Teacher] | None,
+    checkpoint: Callable[[int], Path],
     progress: Progress,
     clock: Clock,
-) -> Way:
-    """Convert to a part of a budget and recover; see the module.
+) -> tuple[Prepared, Paced | None, tuple[str, ...]]:
+    """Go all parts of the way but the last, and prepare that one; see the module.
 
     Parameters
     ----------
-    prepared, paced, solver, progress, clock
-        As for `converter.attempt.meet`.
-    budget : Budget
-        The whole.
-    part, parts : int
-        Which part, from 1, and of how many.
+    begin : callable
+        Prepares a network, and times what it may become; None stands for the original.
+    budget : Budget or None
+        The whole; None where there is one part.
+    parts : int
+    solver : SolverSettings
     runtime : Runtime
         Where dense weights are read off.
-    teacher : callable
-        Gives who the network learns from, once there is something to learn.
-    checkpoint : Path
-        Of this part's recovery. It stays, so that a run that is cut off later has this part behind it.
+    teacher : callable or None
+        Gives who the networks learn from, once there is something to learn; None where there is one part.
+    checkpoint : callable
+        Says where the state of a part's recovery lies. It stays there, so that a run that is cut off later
+        has this part behind it.
+    progress : Progress
+    clock : Clock
+        Gets the seconds of each stage.
+
+    Returns
+    -------
+    prepared, paced
+        What `begin` made of the network that the last part converts.
+    notes : tuple of str
+        What each part has come to.
 
     Raises
     ------
@@ -99,29 +91,41 @@ def go_part_way(
     SolverError
         Where a fit or the training becomes non-finite.
     """
-    with clock.stage("choose"):
-        if part == 1:
-            plan(prepared, paced, budget)  # what cannot be met in the end is refused now
-        original_ms = None if paced is None else paced.model.original_ms
-        some = _some_of(budget, part / parts, original_ms)
-        choice = plan(prepared, paced, some)
-    with clock.stage("fit layers"):
-        realised = realise(prepared, choice.chosen, solver, progress, trade=not budget.timed)
-    converted = rewritten(prepared, realised.branches, reorder=False)
-    with clock.stage("recover"):
-        recovered = teacher().teach(
-            converted, share=shares_of(parts)[part - 1], checkpoint=checkpoint, progress=progress
-        )
-        model = dense(prepared.original, recovered.model, runtime)
+    notes: list[str] = []
+    prepared, paced = begin(None)
+    for part in range(1, parts):
+        assert budget is not None, "a tolerance is met in one part"
+        assert teacher is not None, "without a recovery there is one part"
+        with clock.stage("choose"):
+            if part == 1:
+                plan(prepared, paced, budget)  # what cannot be met in the end is refused now
+            original_ms = None if paced is None else paced.model.original_ms
+            choice = plan(prepared, paced, _some_of(budget, part / parts, original_ms))
+        with clock.stage("fit layers"):
+            realised = realise(prepared, choice.chosen, solver, progress, trade=not budget.timed)
+        converted = rewritten(prepared, realised.branches, reorder=False)
+        with clock.stage("recover"):
+            recovered = teacher().teach(
+                converted,
+                share=shares_of(parts)[part - 1],
+                checkpoint=checkpoint(part),
+                progress=progress,
+            )
+            model = dense(prepared.original, recovered.model, runtime)
+        notes.append(f"part {part} of {parts}: {_outcome(prepared, recovered)}")
+        start = Start(model, prepared.passes, _digest(model))
+        del prepared, paced  # what was recorded of one part is not held beside that of the next
+        prepared, paced = begin(start)
+    return prepared, paced, tuple(notes)
+
+
+def _outcome(prepared: Prepared, recovered: Recovered) -> str:
     cost = count_cost(recovered.model, prepared.sample, label="the model on the way")
-    loss = f"{recovered.before.loss:.4g} → {recovered.after.loss:.4g}"
-    return Way(
-        start=Start(model, prepared.passes, _digest(model)),
-        note=(
-            f"part {part} of {parts}: MACs ÷ {prepared.cost.macs / cost.macs:.2f}, parameters ÷ "
-            f"{prepared.cost.params / cost.params:.2f}, recovered for {recovered.seconds:.0f} s from a "
-            f"held-out loss of {loss}; the next part converts what that one computes"
-        ),
+    macs, params = prepared.cost.macs / cost.macs, prepared.cost.params / cost.params
+    return (
+        f"MACs ÷ {macs:.2f}, parameters ÷ {params:.2f}, recovered for {recovered.seconds:.0f} s from a "
+        f"held-out loss of {recovered.before.loss:.4g} → {recovered.after.loss:.4g}; the next part "
+        "converts what that one computes"
     )
 
 

@@ -27,7 +27,7 @@ from converter.config import (
 from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
-from converter.gradual import Way, go_part_way, parts_of, shares_of
+from converter.gradual import go_on_from_parts, parts_of, shares_of
 from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion
 from converter.pace import Paced, pace
@@ -116,26 +116,17 @@ def convert(
         teacher = functools.cache(
             lambda: Teacher(load_model(model), lessons, recovery, target.runtime, progress)
         )
-    ways: list[Way] = []
-    prepared, paced = begin(None)
-    for part in range(1, parts):
-        assert budget is not None, "a tolerance is met in one part"
-        assert teacher is not None, "without a recovery there is one part"
-        way = go_part_way(
-            prepared,
-            paced,
-            budget,
-            part,
-            parts,
-            solver=solver,
-            runtime=target.runtime,
-            teacher=teacher,
-            checkpoint=checkpoint_of(out, part),
-            progress=progress,
-            clock=clock,
-        )
-        ways.append(way)
-        prepared, paced = begin(way.start)
+    prepared, paced, on_the_way = go_on_from_parts(
+        begin,
+        budget,
+        parts,
+        solver=solver,
+        runtime=target.runtime,
+        teacher=teacher,
+        checkpoint=lambda part: checkpoint_of(out, part),
+        progress=progress,
+        clock=clock,
+    )
 
     # one plan is carried out for a budget, or two where time runs short; several for a tolerance
     searched = None
@@ -227,7 +218,7 @@ def convert(
         latency=done.latency,
         stages=clock.stages(),
         notes=(
-            *(way.note for way in ways),
+            *on_the_way,
             *prepared.notes,
             *prepared.recorder.notes,
             *measured,
