@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["SHRINK", "Status", "Training"]
+
 JUDGEMENTS = 20
 """How often the weights are judged over the whole time."""
 PATIENCE = 5
