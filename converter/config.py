@@ -394,6 +394,9 @@ class RecoverySettings:
         next; None takes 2 for a budget of a half or less, and else 1.
     augment : tuple of str, default ("flip", "shift")
         What happens to images on their way: "flip" left to right, "shift" by up to an eighth.
+    mirrored : bool, default False
+        Whether scores of classes follow the mean of the original's answers to an image and to its mirror
+        image, in place of the former alone.
     labels : bool, default False
         Whether the images' classes are learned as well.
     precision : {"auto", "float32", "bfloat16"}, default "auto"
@@ -414,6 +417,7 @@ class RecoverySettings:
     refit: float = 0.0
     gradual: int | None = None
     augment: tuple[str, ...] = ("flip", "shift")
+    mirrored: bool = False
     labels: bool = False
     precision: Precision = "auto"
     device: str = "cpu"

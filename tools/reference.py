@@ -83,14 +83,19 @@ TARGETS = (
             Ask(("--macs", "2"), 1.5),
             Ask(("--macs", "3"), 4.5),
             Ask(("--params", "2", "--macs", "2"), 0.0, "18m"),
+            Ask(("--params", "2", "--macs", "2", "--mirrored"), 0.0, "18m"),
             Ask(("--params", "3.4", "--macs", "3.4"), 0.5, "28m"),
+            Ask(("--params", "3.4", "--macs", "3.4", "--mirrored"), 0.5, "28m"),
         ),
     ),
     Target(
         "AlexNet",
         "alexnet_cifar10.onnx",
         CIFAR,
-        (Ask(("--macs", "3"), 1.0), Ask(("--params", "4", "--macs", "4"), 0.0, "55m")),
+        (
+            Ask(("--macs", "3"), 1.0),
+            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "25m"),
+        ),
     ),
     Target(
         "VGG-16",
@@ -104,15 +109,19 @@ TARGETS = (
             Ask(("--speedup", "3", "--batch", "1"), 0.4),
             Ask(("--speedup", "4", "--batch", "32"), 0.4),
             Ask(("--params", "4.9"), 0.0, "10m"),
+            Ask(("--params", "4.9", "--mirrored"), 0.0, "12m"),
             Ask(("--macs", "4"), 0.4, "10m", int8=(2.0, 2.5)),
-            Ask(("--params", "20", "--macs", "7"), 0.1, "55m", int8=(2.0, 2.5)),
+            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "55m", int8=(2.0, 2.5)),
         ),
     ),
     Target(
         "GoogLeNet",
         "googlenet_cifar10.onnx",
         CIFAR,
-        (Ask(("--macs", "3"), 1.0), Ask(("--params", "4", "--macs", "4"), 0.0, "50m")),
+        (
+            Ask(("--macs", "3"), 1.0),
+            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "45m"),
+        ),
     ),
 )
 

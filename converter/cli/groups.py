@@ -234,6 +234,15 @@ class Training:
             rich_help_panel=RECOVERY,
         ),
     ] = ",".join(RecoverySettings.augment)
+    mirrored: Annotated[
+        bool,
+        typer.Option(
+            "--mirrored",
+            help="Learn the mean of the original's scores for an image and for its mirror image: right more "
+            "often where left and right are alike, and a little less as the original answers.",
+            rich_help_panel=RECOVERY,
+        ),
+    ] = RecoverySettings.mirrored
     rate: Annotated[
         float,
         typer.Option(
@@ -270,6 +279,7 @@ class Training:
             rate=self.rate,
             refit=self.refit,
             augment=tuple(way.strip() for way in ways if way.strip()),
+            mirrored=self.mirrored,
             labels=self.labels,
             precision=cast(Precision, self.precision),
             device=device,

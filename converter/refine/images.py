@@ -6,7 +6,7 @@ checkpoint sees what it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from converter.errors import CalibrationError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Images", "augmented", "load_images"]
+__all__ = ["Images", "augmented", "holds_images", "load_images", "mirror_images"]
 
 _COLOURS = (1, 3, 4)
 """Channels that an image may have; an axis of such a length tells the layout."""
@@ -169,6 +169,20 @@ def augmented(
     return {
         name: _changed(feed, ways, chances) if _axes(feed) else feed for name, feed in feeds.items()
     }
+
+
+def holds_images(feeds: Mapping[str, Tensor]) -> bool:
+    """Whether any of the arrays holds images, of one, three or four colours."""
+    return any(_axes(feed) is not None for feed in feeds.values())
+
+
+def mirror_images(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn images left to right; arrays that are no images stay as they are."""
+    turned = {}
+    for name, feed in feeds.items():
+        axes = _axes(feed)
+        turned[name] = feed if axes is None else feed.flip(axes[1])
+    return turned
 
 
 def _axes(feed: Tensor) -> tuple[int, int] | None:

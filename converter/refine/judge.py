@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ import numpy as np
 import onnx
 
 from converter.config import Runtime
-from converter.refine.images import Images
-from converter.refine.loss import answers_differ, holds_scores
+from converter.refine.images import Images, mirror_images
+from converter.refine.loss import answers_differ, holds_scores, mean_scores
 from converter.refine.networks import Networks
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ class Judgement:
     Attributes
     ----------
     loss : float
-        `answers_differ` of the outputs; infinite where an answer is not finite.
+        `answers_differ` of the outputs from what is learned; infinite where an answer is not finite.
     agreement : float or None
-        Share of images with the same best class; None for networks that are no classifiers.
+        Share of images with the same best class as the original gives to the image alone; None for networks
+        that are no classifiers.
     """
 
     loss: float
@@ -52,15 +54,26 @@ class Judge:
     ) -> None:
         self._networks, self._images, self._runtime = networks, images, runtime
         self._temperature = temperature
-        self._wanted = self._answers(0, original)
+        self._original = self._wanted = self._answers(0, original)
+        if networks.mirrored:
+            turned = self._answers(0, original, mirror_images)
+            self._wanted = mean_scores(self._original, turned, networks.outputs)
 
-    def _answers(self, which: int, model: onnx.ModelProto) -> dict[str, Tensor]:
+    def _answers(
+        self,
+        which: int,
+        model: onnx.ModelProto,
+        seen: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
+    ) -> dict[str, Tensor]:
+        """Run a model on the images as they are `seen`."""
         import torch
 
         answers = self._networks.under_onnxruntime(which, model, self._runtime)
+        batches = (
+            self._images.batch(rows, "cpu") for rows in self._images.in_order(JUDGED_TOGETHER)
+        )
         parts = [
-            answers({name: feed.numpy() for name, feed in self._images.batch(rows, "cpu").items()})
-            for rows in self._images.in_order(JUDGED_TOGETHER)
+            answers({name: feed.numpy() for name, feed in seen(feeds).items()}) for feeds in batches
         ]
         return {
             name: torch.from_numpy(np.concatenate([part[name] for part in parts])).double()
@@ -73,9 +86,9 @@ class Judge:
         outputs = self._networks.outputs
         # in float64 and from 0: round-off must not make a model better than one that answers alike
         loss = max(0.0, float(answers_differ(found, self._wanted, outputs, self._temperature)))
-        scores = next((name for name in outputs if holds_scores(self._wanted[name])), None)
+        scores = next((name for name in outputs if holds_scores(self._original[name])), None)
         agreement = None
         if scores is not None:
-            same = found[scores].argmax(1) == self._wanted[scores].argmax(1)
+            same = found[scores].argmax(1) == self._original[scores].argmax(1)
             agreement = float(same.float().mean())
         return Judgement(loss if math.isfinite(loss) else math.inf, agreement)

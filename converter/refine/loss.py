@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["answers_differ", "holds_scores", "relative_error"]
+__all__ = ["answers_differ", "holds_scores", "mean_scores", "relative_error"]
 
 _TINY = 1e-12
 
@@ -22,6 +22,25 @@ _TINY = 1e-12
 def holds_scores(output: Tensor) -> bool:
     """Whether an output looks like scores of classes: one row of two or more for each image."""
     return output.ndim == 2 and output.shape[1] >= 2
+
+
+def mean_scores(
+    answers: Mapping[str, Tensor], mirrored: Mapping[str, Tensor], outputs: Sequence[str]
+) -> dict[str, Tensor]:
+    """Give answers with scores of classes averaged with those for the mirror images; all else as it is.
+
+    Parameters
+    ----------
+    answers, mirrored : mapping of str to Tensor of shape (n, ...)
+        Of the same network to images and to their mirror images.
+    outputs : sequence of str
+        Answers that may be scores.
+    """
+    scores = {name for name in outputs if holds_scores(answers[name])}
+    return {
+        name: (answer + mirrored[name]) / 2 if name in scores else answer
+        for name, answer in answers.items()
+    }
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:

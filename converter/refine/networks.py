@@ -13,6 +13,8 @@ from onnx import numpy_helper
 from converter.config import Runtime
 from converter.differentiable import TorchGraph, UnsupportedOperatorError
 from converter.errors import ModelError
+from converter.refine.images import mirror_images
+from converter.refine.loss import mean_scores
 from converter.runtime import open_session, run
 from converter.sensitivity import output_sources
 from passes.expose import expose
@@ -75,9 +77,12 @@ class Networks:
         torch device.
     scales : bool, default False
         Whether weights are trained up to a factor for each output channel alone; biases are as ever.
+    mirrored : bool, default False
+        Whether the original's scores of classes are the mean of those for an image and its mirror image.
 
     Attributes
     ----------
+    mirrored : bool
     outputs : tuple of str
         Outputs of the original that are compared; what feeds a softmax stands for it.
     inner : tuple of str
@@ -100,8 +105,9 @@ class Networks:
         device: str = "cpu",
         *,
         scales: bool = False,
+        mirrored: bool = False,
     ) -> None:
-        self._models, self._device = (original, converted), device
+        self._models, self._device, self.mirrored = (original, converted), device, mirrored
         self._sources = tuple(_by_output(model) for model in self._models)
         first, second = self._sources
         if not first:
@@ -138,16 +144,16 @@ class Networks:
 
     def of_scales(self) -> Networks:
         """Give the same two networks with factors of channels to train, as they are at first."""
-        networks = Networks(*self._models, self._device, scales=True)
+        networks = Networks(*self._models, self._device, scales=True, mirrored=self.mirrored)
         networks.inner = self.inner
         return networks
 
     def original(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the original: outputs by their name, then inner responses."""
-        import torch
-
-        with torch.no_grad():
-            return self._run(0, feeds)
+        answers = self._plain(0, feeds)
+        if not self.mirrored:
+            return answers
+        return mean_scores(answers, self._plain(0, mirror_images(feeds)), self.outputs)
 
     def converted(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the converted network, with its gradients where they are enabled."""
@@ -191,7 +197,7 @@ class Networks:
             Where the two differ by more than round-off.
         """
         arrays = {name: feed.cpu().numpy() for name, feed in feeds.items()}
-        answers = [self.original(feeds), self._plain(feeds)]
+        answers = [self._plain(which, feeds) for which in (0, 1)]
         for which, label in enumerate(("original", "converted")):
             known = self.under_onnxruntime(which, self._models[which], runtime)(arrays)
             for name, wanted in known.items():
@@ -203,11 +209,11 @@ class Networks:
             if first[name].is_floating_point() and first[name].shape == second[name].shape
         )
 
-    def _plain(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _plain(self, which: int, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch
 
         with torch.no_grad():
-            return self.converted(feeds)
+            return self._run(which, feeds)
 
     def weights_of(self, model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
         """Read what is trained out of a model that has the same weights."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -19,7 +19,7 @@ from converter.calibration.sets import CalibrationSet, fixed_batch
 from converter.config import RecoverySettings, Runtime
 from converter.errors import CalibrationError, ConfigError
 from converter.progress import SILENT, Progress
-from converter.refine.images import Images, load_images
+from converter.refine.images import Images, holds_images, load_images
 from converter.refine.judge import Judge, Judgement
 from converter.refine.lessons import Lessons
 from converter.refine.loss import holds_scores
@@ -27,12 +27,19 @@ from converter.refine.networks import Networks
 from converter.refine.training import Status, Training
 from converter.runtime import model_inputs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["Recovered", "Teacher", "recover", "require_recoverable"]
 
 HELD_OUT_EVERY = 10
 HELD_OUT_MOST = 1000
 """Every tenth image is held out, a thousand at most."""
 LEAST_HELD_OUT = 2
+MIRRORED = (
+    "scores follow the mean of the original's for an image and for its mirror image; agreement is with the "
+    "former alone"
+)
 CHECKED = 4
 """Images on which torch is compared with onnxruntime."""
 
@@ -144,6 +151,8 @@ def recover(
         Where the models do not belong together, or torch does not compute what onnxruntime does.
     CalibrationError
         Where the images are too few, do not fit, or have no labels that were asked for.
+    ConfigError
+        Where mirror images are asked for and nothing of the model could be averaged over them.
     SolverError
         Where the loss becomes NaN or infinite at once.
     """
@@ -223,8 +232,12 @@ class Teacher:
             As `recover`.
         """
         settings, runtime = self._settings.of_share(share), self._runtime
-        networks = Networks(self._original, converted, settings.device)
+        networks = Networks(self._original, converted, settings.device, mirrored=settings.mirrored)
         networks.check(self._images.batch(slice(0, CHECKED), settings.device), runtime)
+        notes = self._notes
+        if settings.mirrored:
+            _require_images_with_scores(networks, self._images, settings)
+            notes += (MIRRORED,)
         if settings.labels:
             _require_classes(networks, self._images, settings)
 
@@ -236,7 +249,6 @@ class Teacher:
         lessons = Lessons(networks, self._images, settings, self._lessons)
         training = Training(networks, self._images, self._held_out, lessons, settings)
         key = _key(self._original, converted, self._data, settings)
-        notes = self._notes
         resumed = checkpoint is not None and training.resumed(checkpoint, key)
         status: Status = "ended early"
         if settings.refit > 0 and not resumed:
@@ -283,10 +295,28 @@ def _went_on(training: Training) -> tuple[str, ...]:
     return (f"the run went on from step {training.step} of an earlier one",)
 
 
+def _require_images_with_scores(
+    networks: Networks, images: Images, settings: RecoverySettings
+) -> None:
+    """Refuse to learn from mirror images where there are none, or nothing of theirs could be averaged."""
+    if not holds_images(images.batch(slice(0, CHECKED), settings.device)):
+        raise ConfigError("no input of the model takes images to mirror; leave --mirrored out")
+    if not _scores(networks, images, settings):
+        raise ConfigError(
+            "no output of the model holds scores of classes, which alone are the same for a mirror image; "
+            "leave --mirrored out"
+        )
+
+
+def _scores(networks: Networks, images: Images, settings: RecoverySettings) -> list[Tensor]:
+    """Run the original on a few images; those of its outputs that hold scores of classes."""
+    answers = networks.original(images.batch(slice(0, CHECKED), settings.device))
+    return [answers[name] for name in networks.outputs if holds_scores(answers[name])]
+
+
 def _require_classes(networks: Networks, images: Images, settings: RecoverySettings) -> None:
     """Refuse labels that no output has scores for."""
-    answers = networks.original(images.batch(slice(0, CHECKED), settings.device))
-    scores = [answers[name] for name in networks.outputs if holds_scores(answers[name])]
+    scores = _scores(networks, images, settings)
     if not scores:
         raise CalibrationError(
             "no output of the model holds scores of classes, so labels say nothing; leave --labels out"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from converter.calibration.sets import Batch
 from converter.errors import CalibrationError
-from converter.refine.images import Images, augmented, load_images
+from converter.refine.images import Images, augmented, holds_images, load_images, mirror_images
 
 
 class Set:
@@ -125,3 +125,14 @@ def test_channels_last_images_are_changed_alike_and_other_arrays_not_at_all() ->
     rows = {"x": torch.ones(4, 10)}
     assert augmented(rows, ("flip", "shift"), chances(4, 3))["x"] is rows["x"]
     assert torch.equal(augmented({"x": given}, (), chances(8, 3))["x"], given)
+
+
+def test_images_are_mirrored_in_either_layout_and_nothing_else_is() -> None:
+    given = torch.from_numpy(pictures(3))
+    feeds = {"x": given, "last": given.permute(0, 2, 3, 1), "rows": torch.arange(6.0).view(3, 2)}
+    found = mirror_images(feeds)
+    assert torch.equal(found["x"], given.flip(3))
+    assert torch.equal(found["last"], given.flip(3).permute(0, 2, 3, 1))
+    assert found["rows"] is feeds["rows"]
+    assert holds_images(feeds)
+    assert not holds_images({"rows": feeds["rows"], "maps": torch.ones(3, 7, 6, 6)})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from converter.refine.loss import answers_differ, holds_scores, relative_error
+from converter.refine.loss import answers_differ, holds_scores, mean_scores, relative_error
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -42,3 +42,12 @@ def test_maps_are_compared_by_relative_error_and_outputs_averaged() -> None:
     assert not holds_scores(maps)
     assert not holds_scores(torch.ones(4, 1))
     assert holds_scores(torch.ones(4, 2))
+
+
+def test_scores_of_outputs_alone_are_averaged() -> None:
+    first = {"y": torch.full((3, 4), 1.0), "map": torch.ones(3, 2, 5, 5), "inner": torch.ones(3, 4)}
+    second = {name: 3 * each for name, each in first.items()}
+    found = mean_scores(first, second, ("y", "map"))
+    assert torch.equal(found["y"], torch.full((3, 4), 2.0))
+    assert found["map"] is first["map"]
+    assert found["inner"] is first["inner"]

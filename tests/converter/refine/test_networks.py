@@ -139,6 +139,18 @@ def test_inner_responses_of_equal_names_and_shapes_are_compared() -> None:
     assert networks.converted(images())["r"].requires_grad
 
 
+def test_mirrored_scores_are_the_mean_of_both_and_inner_responses_of_one() -> None:
+    plain, both = Networks(small(), small(1)), Networks(small(), small(1), mirrored=True)
+    assert both.of_scales().mirrored
+    turned = {"x": images()["x"].flip(3)}
+    wanted = (plain.original(images())["y"] + plain.original(turned)["y"]) / 2
+    torch.testing.assert_close(both.original(images())["y"], wanted)
+    torch.testing.assert_close(both.original(turned)["y"], wanted)
+    assert torch.equal(both.original(images())["r"], plain.original(images())["r"])
+    assert torch.equal(both.converted(images())["y"], plain.converted(images())["y"])
+    both.check(images(), RUNTIME)  # each of the two networks is still compared with onnxruntime
+
+
 def test_an_operator_that_is_missing_is_named() -> None:
     model = small()
     model.graph.node[1].op_type = "Softsign"

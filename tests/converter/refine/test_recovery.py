@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -275,6 +276,61 @@ def test_it_ends_early_where_nothing_is_gained(
     )
     assert found.status == "ended early"
     assert 20 < found.epochs < 40
+
+
+def test_it_learns_the_mean_of_the_answers_to_mirror_images(
+    files: tuple[Path, Path, Path],
+) -> None:
+    original, _, images = files
+    out = original.parent / "out.onnx"
+    asked = settings(epochs=20, augment=(), mirrored=True)
+    found = converter.recover(original, original, images, out, asked, runtime=RUNTIME)
+    assert found.improved  # the original itself does not answer so
+    assert found.before.agreement == 1
+    assert "mirror image" in found.notes[0]
+    held_out = np.load(images)[9::10]
+    both = (held_out, np.ascontiguousarray(held_out[..., ::-1]))
+    before, after = (
+        [ort.InferenceSession(path).run(None, {"x": seen})[0] for seen in both]
+        for path in (original, out)
+    )
+    wanted = (before[0] + before[1]) / 2
+
+    def off(scores: NDArray[np.float32]) -> float:
+        apart = scores - wanted  # what is added to all scores alike says nothing
+        return float(np.square(apart - apart.mean(1, keepdims=True)).mean())
+
+    assert off(after[0]) < 0.95 * off(before[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("(float[n, 7, 8, 8] x) => (float[n, 5, 8, 8] y)", "takes images to mirror"),
+        ("(float[n, 3, 8, 8] x) => (float[n, 5, 8, 8] y)", "holds scores of classes"),
+    ],
+)
+def test_nothing_to_mirror(tmp_path: Path, text: str, said: str) -> None:
+    channels = int(text.split(", ")[1])
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> small {text} <float[5, {channels}, 1, 1] a> '
+        "{ y = Conv (x, a) }"
+    )
+    del model.graph.initializer[:]
+    values = np.ones((5, channels, 1, 1), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "a"))
+    save_model(model, tmp_path / "model.onnx")
+    given = np.random.default_rng(0).standard_normal((40, channels, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "images.npy", given)
+    with pytest.raises(ConfigError, match=said):
+        converter.recover(
+            tmp_path / "model.onnx",
+            tmp_path / "model.onnx",
+            tmp_path / "images.npy",
+            tmp_path / "out.onnx",
+            settings(mirrored=True),
+            runtime=RUNTIME,
+        )
 
 
 def test_labels_must_be_there(files: tuple[Path, Path, Path]) -> None:
