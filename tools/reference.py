@@ -1,13 +1,13 @@
 """Convert the reference models at several budgets, and write docs/results.md.
 
-    python -m tools.reference [--only vgg16] [--recovered | --int8] [--shared ../shared]
+    python -m tools.reference [--only vgg16] [--recovered | --int8] [--budget "--macs 4"] [--shared ../shared]
 
 Each row is what a user would run: `twofold convert` on the calibration images, then `twofold validate`
 on the validation images, each in a program of its own, so that seconds and memory are its own too.
 `--recovered` runs the budgets with `--recover` instead, which learn from the 50,000 training images for up
 to an hour each. `--int8` takes what was made of some of them, or makes it first, quantizes it and the
-original alike, and compares the three. Rows are kept in the work folder; a run that was interrupted goes on
-from there, `--fresh` starts over.
+original alike, and compares the three. Rows are kept in docs/results.json with the machine and the day; a run
+measures what is not there yet, `--fresh` all that it is asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +26,7 @@ import typer
 
 from converter.config import Preprocessing, preprocessing_from_options
 from converter.model_file import write_text_atomically
-from converter.runtime import machine
+from tools.results_page import Int8Row, Results, Row, Run, page, this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "references" / "results"
@@ -126,115 +125,56 @@ TARGETS = (
 )
 
 
-@dataclass(frozen=True)
-class Published:
-    """A paper's result on CIFAR-10, retrained with labels: percent that is gone, and top-1 change."""
-
-    network: str
-    method: str
-    params: float
-    macs: float
-    change: float
-
-
-PUBLISHED = (
-    Published("VGG-16", "ALDS", 95.8, 86.2, -0.11),
-    Published("VGG-16", "CHIP", 87.3, 78.6, -0.78),
-    Published("ResNet-20", "ALDS", 74.9, 67.9, -0.47),
-    Published("ResNet-20", "SPARK (sparse + low rank)", 70.4, 71.1, 1.25),
-    Published("ResNet-56", "CHIP", 70.0, 74.1, -0.83),
-    Published("ResNet-56", "SPARK (sparse + low rank)", 65.6, 66.0, 0.64),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One conversion, measured."""
-
-    model: str
-    budget: str
-    allowed: float | None
-    macs: float
-    params: float
-    images: int
-    before: float
-    after: float
-    error: float
-    batch_1: str
-    batch_32: str
-    off: float
-    seconds: float
-    memory_mib: float
-
-
-@dataclass(frozen=True)
-class Int8Row:
-    """A conversion in int8, beside the original in float32 and in int8.
-
-    Accuracies are in percent. Speed-ups (batch 1, batch 32) are those of the quantized conversion; `file` is
-    the size of the original in int8 over its own.
-    """
-
-    model: str
-    budget: str
-    images: int
-    original: float
-    original_int8: float
-    converted_int8: float
-    over_original: tuple[str, str]
-    over_int8: tuple[str, str]
-    asked: tuple[float, float]
-    file: float
-    settings: str
-    seconds: float
-
-
 def main(
     shared: Annotated[Path, typer.Option(help="Folder with models/ and data/.")] = ROOT.parent
     / "shared",
     references: Annotated[Path, typer.Option(help="Models of tools/train_reference.py.")] = (
         ROOT / "references"
     ),
-    work: Annotated[Path, typer.Option(help="Where models and rows go.")] = RESULTS,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "results.md",
+    work: Annotated[Path, typer.Option(help="Where models go.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="The page to write; rows are kept beside it.")] = (
+        ROOT / "docs" / "results.md"
+    ),
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
     recovered: Annotated[bool, typer.Option(help="Run the budgets with --recover.")] = False,
     int8: Annotated[bool, typer.Option(help="Quantize what was made, and the original.")] = False,
-    note: Annotated[
-        str, typer.Option(help="What a reader must know of the machine or the runs.")
-    ] = "",
-    fresh: Annotated[bool, typer.Option(help="Forget the rows of earlier runs.")] = False,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Budgets as they stand in the table, else all.")
+    ] = None,
+    remark: Annotated[str, typer.Option(help="What a reader must know of these runs.")] = "",
+    fresh: Annotated[bool, typer.Option(help="Measure anew what was measured before.")] = False,
 ) -> None:
     """Convert the reference models at several budgets, and write the table."""
     work.mkdir(parents=True, exist_ok=True)
-    rows, in_int8 = ({} if fresh else _stored(work / name) for name in ("rows.json", "int8.json"))
+    store = out.with_suffix(".json")
+    results = Results.read(store)
+    run = Run(this_machine(), time.strftime("%Y-%m-%d"), remark)
+    asked = {
+        f"{target.name} {ask}": ask.recover is not None for target in TARGETS for ask in target.asks
+    }
 
     def write() -> None:
-        for name, kept in (("rows.json", rows), ("int8.json", in_int8)):
-            write_text_atomically(work / name, json.dumps(kept, indent=1) + "\n")
-        made = [Row(**each) for each in rows.values()]
-        quantized = [Int8Row(**each) for each in in_int8.values()]
-        write_text_atomically(out, _page(made, note, quantized))
+        results.write(store)
+        write_text_atomically(out, page(results, asked))
 
     for target, path in _models(shared, references, only):
         for ask in target.asks:
             if (ask.int8 is None) if int8 else ((ask.recover is not None) != recovered):
                 continue
-            key = f"{path.stem} {ask}"
-            if key not in rows or (int8 and not made_by(path, ask, work)[0].exists()):
+            if budget and str(ask) not in budget:
+                continue
+            key = f"{target.name} {ask}"
+            missing = key not in results.rows or (int8 and not made_by(path, ask, work)[0].exists())
+            if missing or (fresh and not int8):
                 print(f"== {key}", flush=True)
-                rows[key] = asdict(_measure(target, path, ask, shared, work))
+                results.rows[key] = _measure(target, path, ask, shared, work, run)
                 write()
-            if int8 and key not in in_int8:
+            if int8 and (fresh or key not in results.int8):
                 print(f"== {key} --int8", flush=True)
-                in_int8[key] = asdict(_measure_int8(target, path, ask, shared, work))
+                results.int8[key] = _measure_int8(target, path, ask, shared, work, run)
                 write()
     write()
     print(f"wrote {out}")
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _models(shared: Path, references: Path, only: list[str] | None) -> list[tuple[Target, Path]]:
@@ -264,7 +204,7 @@ def made_by(model: Path, ask: Ask, work: Path) -> tuple[Path, Path, Path]:
     return small, report, comparison
 
 
-def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Row:
+def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run) -> Row:
     small, report, comparison = made_by(model, ask, work)
     data = shared / "data" / "cifar10"
     recovery: list[str] = []
@@ -287,6 +227,7 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) ->
     return Row(
         model=target.name,
         budget=str(ask),
+        run=run,
         allowed=ask.drop,
         macs=converted["macs_reduction"],
         params=converted["params_reduction"],
@@ -302,7 +243,9 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) ->
     )
 
 
-def _measure_int8(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Int8Row:
+def _measure_int8(
+    target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run
+) -> Int8Row:
     """Quantize original and conversion alike, at batch 32, and compare the latter with both."""
     assert ask.int8 is not None, "asked for where it is called"
     data = shared / "data" / "cifar10"
@@ -332,6 +275,7 @@ def _measure_int8(target: Target, model: Path, ask: Ask, shared: Path, work: Pat
     return Int8Row(
         model=target.name,
         budget=str(ask),
+        run=run,
         images=accuracies[0]["images"],
         original=100 * accuracies[0]["original"],
         original_int8=100 * accuracies[1]["original"],
@@ -382,141 +326,6 @@ def run_twofold(*arguments: str, probe: Path) -> float:
     if finished.returncode:
         sys.exit(f"twofold {' '.join(arguments)} ended with {finished.returncode}")
     return int(probe.read_text()) / 1024
-
-
-def _page(rows: list[Row], note: str = "", quantized: Sequence[Int8Row] = ()) -> str:
-    here = machine()
-    asks = {f"{target.name} {ask}": ask for target, ask in _all_asks()}
-    order = {key: at for at, key in enumerate(asks)}
-    rows = sorted(
-        rows, key=lambda row: (order.get(f"{row.model} {row.budget}", len(order)), row.model)
-    )
-    plain = [row for row in rows if "--recover" not in row.budget]
-    recovered = [row for row in rows if "--recover" in row.budget]
-    done = {f"{row.model} {row.budget}" for row in rows}
-    lines = [
-        "# Results",
-        "",
-        "Written by `make reference` (`python -m tools.reference`); every row is one `twofold convert` on",
-        "the calibration images and one `twofold validate` on the validation images.",
-        "",
-        f"- Machine: {here['processor']}, {here['usable_cores']} cores; onnxruntime "
-        f"{here['versions']['onnxruntime']}, torch {here['versions']['torch']}.",
-        "- Calibration: 2,000 unlabelled training images. Accuracy: top-1 on the validation images, with the",
-        "  standard error of the paired difference. No number was swept on them, but the trials behind the",
-        "  main designs (`docs/adr`) ran on ResNet-20 and VGG-16 with these images in sight.",
-        "- Speed-up: median ratio of interleaved runs, two threads, with its 95 % interval.",
-        "  Predicted: latency of the converted model as planned over as measured, less 1.",
-        "  Seconds and memory: the whole program `twofold convert`.",
-        *([f"- {note}"] if note else []),
-        "",
-        "## Converted, nothing retrained",
-        "",
-        *_table(plain),
-        *_not_run(asks, done, recovered=False),
-        "",
-        "## Recovered without labels, beside what is published",
-        "",
-        "Written by `python -m tools.reference --recovered`: the same with `--recover`, which learns from",
-        "50,000 images without their labels for the time that is given.",
-        "",
-        *_table(recovered),
-        *_not_run(asks, done, recovered=True),
-        "",
-        *_published_lines(recovered),
-    ]
-    if quantized:
-        lines += _int8_lines(quantized)
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    lines = [
-        "| model | asked for | MACs ÷ | params ÷ | images | top-1 before | after | change | allowed | "
-        "speed-up, batch 1 | batch 32 | predicted | seconds | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        allowed = "–" if row.allowed is None else f"≥ −{row.allowed:g}" if row.allowed else "≥ 0"
-        lines.append(
-            f"| {row.model} | `{row.budget}` | {row.macs:.2f} | {row.params:.2f} | {row.images:,} | "
-            f"{row.before:.2f} % | {row.after:.2f} % | {row.after - row.before:+.2f} ± {row.error:.2f} | "
-            f"{allowed} | {row.batch_1} | {row.batch_32} | {100 * row.off:+.0f} % | "
-            f"{row.seconds:.0f} | {row.memory_mib:,.0f} |"
-        )
-    return lines if rows else []
-
-
-def _not_run(asks: Mapping[str, Ask], done: Collection[str], *, recovered: bool) -> list[str]:
-    missing = [
-        f"{key.removesuffix(f' {ask}')} `{ask}`"
-        for key, ask in asks.items()
-        if key not in done and (ask.recover is not None) == recovered
-    ]
-    return ["", f"Not run yet: {', '.join(missing)}."] if missing else []
-
-
-def _published_lines(recovered: Sequence[Row]) -> list[str]:
-    """Set our rows beside those of papers, in their terms: what is gone in percent."""
-    ours = [
-        (row.model, f"Twofold, `{row.budget}`", "none", 1 - 1 / row.params, 1 - 1 / row.macs,
-         f"{row.after - row.before:+.2f} ± {row.error:.2f}")
-        for row in recovered
-    ]  # fmt: skip
-    theirs = [
-        (
-            each.network,
-            each.method,
-            "yes",
-            each.params / 100,
-            each.macs / 100,
-            f"{each.change:+.2f}",
-        )
-        for each in PUBLISHED
-    ]
-    lines = [
-        "In the terms of published results on CIFAR-10, which are retrained with labels, for far longer,",
-        "from networks of their own (these images are recompressed: compare changes, not accuracies):",
-        "",
-        "| model | by | labels | parameters | MACs | top-1 change |",
-        "|---|---|---|---|---|---|",
-    ]
-    for model, method, labels, params, macs, change in sorted(
-        [*ours, *theirs], key=lambda each: each[0], reverse=True
-    ):
-        lines.append(
-            f"| {model} | {method} | {labels} | −{100 * params:.1f} % | −{100 * macs:.1f} % | {change} |"
-        )
-    return lines
-
-
-def _int8_lines(rows: Sequence[Int8Row]) -> list[str]:
-    lines = [
-        "",
-        "## In int8",
-        "",
-        "Written by `python -m tools.reference --int8`: the conversions above and the originals, both by",
-        "`twofold quantize --int8 --batch 32` on the calibration images. Speed-ups are those of the",
-        "conversion in int8, over the original in float32 and in int8; file: the original in int8 over it.",
-        "",
-        "| model | converted by | images | top-1 float32 | original int8 | converted int8 | "
-        "over float32, batch 1 | batch 32 | over int8, batch 1 | asked | batch 32 | asked | file ÷ | "
-        "seconds | settings |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        (slow, fast), (one, many) = row.over_original, row.over_int8
-        lines.append(
-            f"| {row.model} | `{row.budget}` | {row.images:,} | {row.original:.2f} % | "
-            f"{row.original_int8:.2f} % | {row.converted_int8:.2f} % | {slow} | {fast} | {one} | "
-            f"≥ {row.asked[0]:g} | {many} | ≥ {row.asked[1]:g} | {row.file:.2f} | {row.seconds:.0f} | "
-            f"{row.settings} |"
-        )
-    return lines
-
-
-def _all_asks() -> list[tuple[Target, Ask]]:
-    return [(target, ask) for target in TARGETS for ask in target.asks]
 
 
 if __name__ == "__main__":

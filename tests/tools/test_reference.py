@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tools import reference
-from tools.reference import TARGETS, Ask, Int8Row, Row, Target, _page, made_by
+from tools.reference import TARGETS, Ask, Target, made_by
+from tools.results_page import Int8Row, Results, Row, Run, page, this_machine
+
+RUN = Run("A machine, 2 cores", "2026-11-27")
+ASKED = {
+    f"{target.name} {ask}": ask.recover is not None for target in TARGETS for ask in target.asks
+}
 
 
-def row(model: str, budget: str, allowed: float | None = None) -> Row:
+def of_rows(*rows: Row, int8: tuple[Int8Row, ...] = ()) -> str:
+    """The page of some rows."""
+    results = Results(
+        {f"{row.model} {row.budget}": row for row in rows},
+        {f"{row.model} {row.budget}": row for row in int8},
+    )
+    return page(results, ASKED)
+
+
+def row(model: str, budget: str, allowed: float | None = None, run: Run = RUN) -> Row:
     return Row(
         model=model,
         budget=budget,
+        run=run,
         allowed=allowed,
         macs=2.0,
         params=3.0,
@@ -31,9 +46,9 @@ def row(model: str, budget: str, allowed: float | None = None) -> Row:
     )
 
 
-def converted(page: str) -> list[str]:
+def converted(text: str) -> list[str]:
     """Rows of the first table."""
-    first = page.partition("\n## Converted")[2].partition("\n## ")[0]
+    first = text.partition("\n## Converted")[2].partition("\n## ")[0]
     return [line for line in first.splitlines() if line.startswith("| ")][1:]
 
 
@@ -44,7 +59,7 @@ def test_rows_come_in_the_order_of_models_and_what_is_asked_of_them() -> None:
         row("VGG-16", "--macs 4"),
         row("ResNet-20", "--macs 2"),
     ]
-    assert [line.split(" | ")[:2] for line in converted(_page(rows))] == [
+    assert [line.split(" | ")[:2] for line in converted(of_rows(*rows))] == [
         ["| ResNet-20", "`--macs 2`"],
         ["| VGG-16", "`--macs 4`"],
         ["| VGG-16", "`--macs 8`"],
@@ -53,12 +68,11 @@ def test_rows_come_in_the_order_of_models_and_what_is_asked_of_them() -> None:
 
 
 def test_what_is_allowed_and_predicted_stands_beside_what_was_measured() -> None:
-    page = _page([row("VGG-16", "--macs 4", 0.4), row("x", "--macs 2")])
-    asked, free = converted(page)
+    asked, free = converted(of_rows(row("VGG-16", "--macs 4", 0.4), row("x", "--macs 2")))
     assert "| -0.50 ± 0.25 | ≥ −0.4 |" in asked
     assert "| -0.50 ± 0.25 | – |" in free
     assert "| 5,000 | 88.00 % | 87.50 % |" in asked
-    assert "| -3 % | 40 | 1,234 |" in asked
+    assert "| -3 % | 40 | 1,234 | A 2026-11-27 |" in asked
 
 
 def test_a_recovery_is_part_of_what_was_asked_and_of_the_file_names() -> None:
@@ -68,15 +82,34 @@ def test_a_recovery_is_part_of_what_was_asked_and_of_the_file_names() -> None:
     assert names == ["net-macs2.onnx", "net-params2-macs2-recover18m.onnx"]
 
 
-def test_a_note_stands_above_the_table() -> None:
-    page = _page([row("VGG-16", "--macs 4")], "other programs ran beside it")
-    assert "\n- other programs ran beside it\n\n## Converted" in page
-    assert "\n- other" not in _page([row("VGG-16", "--macs 4")])
+def test_where_and_when_a_row_was_measured_stands_with_it() -> None:
+    busy = Run("Another", "2026-11-20", "other programs ran beside it")
+    rows = (row("VGG-16", "--macs 4", run=busy), row("ResNet-20", "--macs 2"))
+    text = of_rows(*rows, int8=(INT8,))
+    first, second = converted(text)
+    assert first.endswith("| A 2026-11-27 |")
+    assert second.endswith("| B 2026-11-20 [1] |")
+    assert "A: A machine, 2 cores. B: Another." in text
+    assert "\n- [1] other programs ran beside it\n" in text
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    kept = Results({"VGG-16 --macs 4": row("VGG-16", "--macs 4", 0.4)})
+    kept.int8[f"VGG-16 {INT8.budget}"] = INT8
+    kept.write(tmp_path / "rows.json")
+    assert Results.read(tmp_path / "rows.json") == kept
+    assert Results.read(tmp_path / "none.json") == Results()
+    assert "onnxruntime" in this_machine()
+
+
+def test_the_published_page_is_that_of_the_published_rows() -> None:
+    docs = Path(reference.ROOT) / "docs"
+    assert (docs / "results.md").read_text() == page(Results.read(docs / "results.json"), ASKED)
 
 
 def test_what_was_not_run_is_named() -> None:
-    page = _page([row("VGG-16", "--macs 4", 0.4)])
-    plain, recovered = [line for line in page.splitlines() if line.startswith("Not run yet")]
+    text = of_rows(row("VGG-16", "--macs 4", 0.4))
+    plain, recovered = [line for line in text.splitlines() if line.startswith("Not run yet")]
     assert plain.startswith("Not run yet: ResNet-20 `--macs 2`, ")
     assert "VGG-16 `--macs 4`" not in plain
     assert "VGG-16 `--macs 8`" in plain
@@ -85,9 +118,9 @@ def test_what_was_not_run_is_named() -> None:
 
 
 def test_what_was_recovered_stands_beside_what_is_published() -> None:
-    page = _page([row("ResNet-20", "--macs 2"), row("ResNet-20", "--macs 2 --recover 18m", 0.0)])
-    assert len(converted(page)) == 1
-    beside = page.partition("\n## Recovered")[2]
+    text = of_rows(row("ResNet-20", "--macs 2"), row("ResNet-20", "--macs 2 --recover 18m", 0.0))
+    assert len(converted(text)) == 1
+    beside = text.partition("\n## Recovered")[2]
     rows = [line for line in beside.splitlines() if line.startswith("| ")]
     assert rows[1].startswith("| ResNet-20 | `--macs 2 --recover 18m` | 2.00 | 3.00 |")
     assert "| -0.50 ± 0.25 | ≥ 0 |" in rows[1]
@@ -99,6 +132,7 @@ def test_what_was_recovered_stands_beside_what_is_published() -> None:
 INT8 = Int8Row(
     model="VGG-16",
     budget="--macs 4 --recover 10m",
+    run=RUN,
     images=5000,
     original=93.1,
     original_int8=93.08,
@@ -113,13 +147,13 @@ INT8 = Int8Row(
 
 
 def test_int8_has_a_table_of_its_own() -> None:
-    page = _page([row("VGG-16", "--macs 4", 0.4)], "", [INT8])
-    assert page.splitlines()[-1] == (
+    text = of_rows(row("VGG-16", "--macs 4", 0.4), int8=(INT8,))
+    assert text.splitlines()[-1] == (
         "| VGG-16 | `--macs 4 --recover 10m` | 5,000 | 93.10 % | 93.08 % | 92.90 % | 5.30 (5.20–5.40) | "
         "10.10 (10.00–10.20) | 2.20 (2.10–2.30) | ≥ 2 | 2.80 (2.70–2.90) | ≥ 2.5 | 3.60 | 80 | "
-        "original: u8 × s8, min-max, 0 of 14 layers in float |"
+        "original: u8 × s8, min-max, 0 of 14 layers in float | A 2026-11-27 |"
     )
-    assert "## In int8" not in _page([row("VGG-16", "--macs 4", 0.4)])
+    assert "## In int8" not in of_rows(row("VGG-16", "--macs 4", 0.4))
 
 
 def test_int8_rows_make_what_is_not_there_and_quantize_it_once(
@@ -128,29 +162,38 @@ def test_int8_rows_make_what_is_not_there_and_quantize_it_once(
     vgg = next(target for target in TARGETS if target.name == "VGG-16")
     done: list[str] = []
 
-    def measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Row:
+    def measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run) -> Row:
         assert (target.name, shared) == ("VGG-16", tmp_path)
         done.append(str(ask))
         made_by(model, ask, work)[0].touch()
-        return row(target.name, str(ask))
+        return row(target.name, str(ask), run=run)
 
-    def measure_int8(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> Int8Row:
+    def measure_int8(
+        target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run
+    ) -> Int8Row:
         assert made_by(model, ask, work)[0].exists()
         assert (target.name, shared) == ("VGG-16", tmp_path)
         done.append(f"{ask} --int8")
-        return Int8Row(**{**asdict(INT8), "budget": str(ask)})
+        return dataclasses.replace(INT8, budget=str(ask), run=run)
 
     monkeypatch.setattr(reference, "_measure", measure)
     monkeypatch.setattr(reference, "_measure_int8", measure_int8)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / vgg.file).touch()
-    given = {"shared": tmp_path, "references": tmp_path / "none", "work": tmp_path / "work"}
-    for _ in range(2):
-        reference.main(
-            **given, out=tmp_path / "page.md", only=None, int8=True, note="", fresh=False
-        )
+
+    def run(**changes: object) -> None:
+        given = {"shared": tmp_path, "references": tmp_path / "none", "work": tmp_path / "work"}
+        asked = {"only": None, "int8": True, "budget": None, "remark": "", "fresh": False}
+        reference.main(**given, out=tmp_path / "page.md", **{**asked, **changes})  # type: ignore[arg-type]
+
+    run()
+    run()
     asks = [str(ask) for ask in vgg.asks if ask.int8]
-    assert asks == ["--macs 4 --recover 10m", "--params 20 --macs 7 --recover 55m"]
     assert done == [f"{ask}{end}" for ask in asks for end in ("", " --int8")]
     assert (tmp_path / "page.md").read_text().count(INT8.settings) == 2
-    assert len(json.loads((tmp_path / "work" / "int8.json").read_text())) == 2
+    done.clear()
+    run(int8=False, budget=["--macs 8"], remark="alone")
+    run(int8=False, budget=["--macs 8"])
+    run(int8=False, budget=["--macs 8"], fresh=True)
+    assert done == ["--macs 8", "--macs 8"]
+    assert len(Results.read(tmp_path / "page.json").rows) == len(asks) + 1
