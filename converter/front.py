@@ -18,10 +18,9 @@ from converter.drop import Evaluation, measure_drop, set_apart
 from converter.errors import ConfigError
 from converter.model_file import load_model, model_digest
 from converter.outcome import Drop, Latency, Stage
-from converter.pace import Paced, pace, read_plans
+from converter.pace import Paced, begin, read_plans
 from converter.planner.choice import Choice, frontier
-from converter.planner.measurements import Measurements
-from converter.preparation import Clock, Prepared, prepare
+from converter.preparation import Clock, Prepared
 from converter.progress import SILENT, Progress
 from converter.runtime import machine, model_inputs
 from converter.work import Work
@@ -158,22 +157,19 @@ def plan(
         if verify:
             data, judged_on = set_apart(data, evaluation, inputs, preprocessing)
 
-    prepared = prepare(
+    prepared, paced = begin(
         model,
         data,
         calibration=calibration,
         solver=solver,
-        runtime=target.runtime,
+        target=target,
+        timing=timing,
+        cache=cache,
         progress=progress,
         clock=clock,
         executor=executor,
         work=kept,
     )
-
-    paced = None
-    if timing:
-        with clock.stage("measure layers"):
-            paced = pace(prepared, target, Measurements(cache), progress)
     with clock.stage("choose"):
         planned = predicted_front(prepared, paced)
         points = [point for _, point in planned]

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.config import Budget, Target
+from converter.calibration.sets import CalibrationSet
+from converter.config import Budget, CalibrationSettings, SolverSettings, Target
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency, speedup
@@ -28,13 +30,14 @@ from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import LatencyModel, Point, measure_layers
-from converter.preparation import Prepared, target_batch
+from converter.preparation import Clock, Prepared, Start, prepare, target_batch
 from converter.progress import Progress
 from converter.realisation import rewritten
 from converter.schemes import KEEP, Candidate
+from converter.work import Work
 from passes.split import Branches
 
-__all__ = ["Paced", "never_slower", "pace", "plan", "read_plans", "time_against"]
+__all__ = ["Paced", "begin", "never_slower", "pace", "plan", "read_plans", "time_against"]
 
 POINTS = 4
 """Forms of each family that are measured; two where S stands beside L."""
@@ -99,6 +102,48 @@ class Paced:
     def predicted_ms(self, chosen: Mapping[str, Candidate]) -> float:
         """Milliseconds of the whole model with these forms."""
         return self.model.original_ms / self.predicted_speedup(chosen)
+
+
+def begin(
+    model: Path,
+    data: CalibrationSet,
+    *,
+    calibration: CalibrationSettings,
+    solver: SolverSettings,
+    target: Target,
+    timing: bool,
+    cache: Path | None,
+    progress: Progress,
+    clock: Clock,
+    executor: Executor | None = None,
+    work: Work | None = None,
+    start: Start | None = None,
+) -> tuple[Prepared, Paced | None]:
+    """Do what does not depend on a budget: record, predict forms, and time them where that is wanted.
+
+    Parameters are those of `prepare` and `pace`; without `timing` there is no `Paced`.
+
+    Raises
+    ------
+    ConfigError, ModelError, CalibrationError, SolverError
+        As they do.
+    """
+    prepared = prepare(
+        model,
+        data,
+        calibration=calibration,
+        solver=solver,
+        runtime=target.runtime,
+        progress=progress,
+        clock=clock,
+        executor=executor,
+        work=work,
+        start=start,
+    )
+    if not timing:
+        return prepared, None
+    with clock.stage("measure layers"):
+        return prepared, pace(prepared, target, Measurements(cache), progress)
 
 
 def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Progress) -> Paced:

@@ -29,13 +29,12 @@ from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, parts_of, shares_of
 from converter.model_file import check_output_path, load_model, model_digest, save_model
-from converter.outcome import Conversion
-from converter.pace import Paced, pace
-from converter.planner.measurements import Measurements
-from converter.preparation import Clock, Prepared, Start, prepare
+from converter.outcome import Conversion, Drop
+from converter.pace import begin
+from converter.preparation import Clock, Prepared
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
-from converter.quantization.quantizing import quantize, require_quantizable
+from converter.quantization.quantizing import Quantized, quantize, require_quantizable
 from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import Teacher, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
@@ -90,25 +89,6 @@ def convert(
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
-    def begin(start: Start | None) -> tuple[Prepared, Paced | None]:
-        """Do what does not depend on the budget, and time candidates on the target."""
-        prepared = prepare(
-            model,
-            data,
-            calibration=calibration,
-            solver=solver,
-            runtime=target.runtime,
-            progress=progress,
-            clock=clock,
-            executor=executor,
-            work=kept,
-            start=start,
-        )
-        if not timing:
-            return prepared, None
-        with clock.stage("measure layers"):
-            return prepared, pace(prepared, target, Measurements(cache), progress)
-
     # recordings, effects on the output, candidates; again from where each part of the way ended
     parts = 1 if recovery is None else parts_of(budget, recovery)
     teacher = None
@@ -116,8 +96,22 @@ def convert(
         teacher = functools.cache(
             lambda: Teacher(load_model(model), lessons, recovery, target.runtime, progress)
         )
-    prepared, paced, on_the_way = go_on_from_parts(
+    begin_from = functools.partial(
         begin,
+        model,
+        data,
+        calibration=calibration,
+        solver=solver,
+        target=target,
+        timing=timing,
+        cache=cache,
+        progress=progress,
+        clock=clock,
+        executor=executor,
+        work=kept,
+    )
+    prepared, paced, on_the_way = go_on_from_parts(
+        lambda start: begin_from(start=start),
         budget,
         parts,
         solver=solver,
@@ -194,12 +188,7 @@ def convert(
                     batch=calibration.batch,
                     progress=progress,
                 )
-                if drop.points > tolerance.max_drop:
-                    quantized = quantized.withheld(
-                        given,
-                        f"the quantized model loses {drop}, more than --max-drop "
-                        f"{tolerance.max_drop:g}, so the float one was written",
-                    )
+                quantized = _within(tolerance, quantized, drop, given)
             if quantized.shipped:
                 mark(quantized.model, source_digest, done.layers)
                 save_model(quantized.model, out)
@@ -268,6 +257,19 @@ def _checked_inputs(
     if quantization is not None:
         require_quantizable(source, model, quantization, target.runtime)
     return model_inputs(source, label=str(model))
+
+
+def _within(
+    tolerance: Tolerance, quantized: Quantized, drop: Drop, given: onnx.ModelProto
+) -> Quantized:
+    """Take back a quantized model that loses more than is tolerated."""
+    if drop.points <= tolerance.max_drop:
+        return quantized
+    return quantized.withheld(
+        given,
+        f"the quantized model loses {drop}, more than --max-drop {tolerance.max_drop:g}, so the float one "
+        "was written",
+    )
 
 
 def _described(images: CalibrationSet | None) -> dict[str, str] | None:

@@ -93,7 +93,7 @@ TARGETS = (
         CIFAR,
         (
             Ask(("--macs", "3"), 1.0),
-            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "25m"),
+            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "15m"),
         ),
     ),
     Target(
@@ -110,7 +110,7 @@ TARGETS = (
             Ask(("--params", "4.9"), 0.0, "10m"),
             Ask(("--params", "4.9", "--mirrored"), 0.0, "12m"),
             Ask(("--macs", "4"), 0.4, "10m", int8=(2.0, 2.5)),
-            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "55m", int8=(2.0, 2.5)),
+            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "30m", int8=(2.0, 2.5)),
         ),
     ),
     Target(
@@ -119,7 +119,7 @@ TARGETS = (
         CIFAR,
         (
             Ask(("--macs", "3"), 1.0),
-            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "45m"),
+            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "30m"),
         ),
     ),
 )

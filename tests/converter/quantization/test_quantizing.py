@@ -231,7 +231,7 @@ def test_a_conversion_ends_with_the_quantized_model(
 def test_what_cannot_be_quantized_is_refused_before_anything_is_converted(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converter.pipeline.prepare", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("converter.pipeline.begin", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ConfigError, match="--fp16 is for CUDA"):
         convert(files, tmp_path / "out.onnx", quantization=QuantizationSettings("float16"))
 
