@@ -176,7 +176,7 @@ def task_of(
     if inputs is not None:
         import torch
 
-        from converter.solver.shared import covariance
+        from converter.solver.quadratic import covariance
 
         patches = torch.from_numpy(inputs.features).to(solver.device)
         kept_back = _unseen(len(patches), sample, solver.device)
@@ -206,7 +206,7 @@ def predict(task: Task) -> tuple[Candidate, ...]:
     """
     import torch
 
-    from converter.solver.shared import Moments
+    from converter.solver.effects import Moments
 
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(_own(array)).to(task.device)

@@ -15,8 +15,8 @@ from passes.split import Factor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from converter.solver.effects import Moments
     from converter.solver.problem import Problem
-    from converter.solver.shared import Moments
     from converter.solver.solution import Solution
 
 __all__ = [

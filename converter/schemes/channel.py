@@ -51,7 +51,8 @@ class Channel:
         if support:
             import torch
 
-            from converter.solver.shared import Groups, effects_of_shared
+            from converter.solver.effects import effects_of_shared
+            from converter.solver.quadratic import Groups
 
             assert evidence.moments is not None, "forms with S are offered where patches are whole"
             groups = Groups(torch.arange(geometry.columns)[None].to(evidence.weight.device))

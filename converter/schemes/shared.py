@@ -11,14 +11,14 @@ from converter.schemes.form import Form, Geometry
 
 if TYPE_CHECKING:
     from converter.solver.problem import Problem
-    from converter.solver.shared import Groups
+    from converter.solver.quadratic import Groups
     from converter.solver.solution import Solution
 
 __all__ = ["SharedFactor"]
 
 
 class SharedFactor(ABC):
-    """A scheme whose first factor groups of columns share; see `converter.solver.shared`."""
+    """A scheme whose first factor groups of columns share; see `converter.solver.quadratic`."""
 
     whole_patches = True
 
@@ -30,7 +30,7 @@ class SharedFactor(ABC):
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
     ) -> list[float]:
         """Fit each of `ranks`, linearly, on patches of the original."""
-        from converter.solver.shared import effects_of_shared
+        from converter.solver.effects import effects_of_shared
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
         groups = self.groups(geometry, str(evidence.weight.device))

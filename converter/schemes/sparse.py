@@ -50,7 +50,7 @@ class Sparse:
     ) -> list[float]:
         """Regress the response on the strongest channels."""
         del geometry
-        from converter.solver.shared import effects_of_sparse
+        from converter.solver.effects import effects_of_sparse
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
         found = effects_of_sparse(evidence.moments, evidence.weight, evidence.metric, [support])

@@ -18,7 +18,7 @@ from converter.schemes.shared import SharedFactor
 from passes.split import Factor
 
 if TYPE_CHECKING:
-    from converter.solver.shared import Groups
+    from converter.solver.quadratic import Groups
 
 __all__ = ["Spatial"]
 
@@ -62,7 +62,7 @@ class Spatial(SharedFactor):
         """One group for each column of the kernel: (kw, C·kh)."""
         import torch
 
-        from converter.solver.shared import Groups
+        from converter.solver.quadratic import Groups
 
         high, wide = geometry.kernel
         columns = torch.arange(geometry.columns, device=device)

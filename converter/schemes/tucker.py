@@ -17,7 +17,7 @@ from converter.schemes.shared import SharedFactor
 from passes.split import Factor
 
 if TYPE_CHECKING:
-    from converter.solver.shared import Groups
+    from converter.solver.quadratic import Groups
 
 __all__ = ["Tucker"]
 
@@ -64,7 +64,7 @@ class Tucker(SharedFactor):
         """One group for each tap: (k, C)."""
         import torch
 
-        from converter.solver.shared import Groups
+        from converter.solver.quadratic import Groups
 
         columns = torch.arange(geometry.columns, device=device)
         return Groups(columns.view(geometry.channels, geometry.taps).T.contiguous())
