@@ -44,9 +44,10 @@ import onnx
 from numpy.typing import NDArray
 
 from converter.calibration.arrays import ArraySet
+from converter.calibration.gather import Sample
 from converter.calibration.image_folder import ImageFolder
 from converter.calibration.moments import Moments
-from converter.calibration.record import Recorder, Sample
+from converter.calibration.record import Recorder
 from converter.calibration.sets import Batch, CalibrationSet
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
 from converter.fitting import UNSEEN_EVERY, UNSEEN_PATCHES, Task, predict

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.calibration.record import Inputs, Sample
+from converter.calibration.gather import Inputs, Sample
 from converter.config import SolverSettings
 from converter.errors import SolverError
 from converter.schemes import (

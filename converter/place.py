@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.record import Inputs, Recorder, Sample
+from converter.calibration.gather import Inputs, Sample
+from converter.calibration.record import Recorder
 from converter.config import SolverSettings
 from converter.fitting import Task, predict, task_of, wants_patches
 from converter.progress import Advance

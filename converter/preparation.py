@@ -15,7 +15,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from converter.calibration.record import Recorder, Sample
+from converter.calibration.gather import Sample
+from converter.calibration.record import Recorder
 from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
 from converter.differentiable import UnsupportedOperatorError

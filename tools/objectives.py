@@ -29,8 +29,9 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
+from converter.calibration.gather import Inputs, Sample
 from converter.calibration.opening import open_calibration_set
-from converter.calibration.record import Inputs, Recorder, Sample
+from converter.calibration.record import Recorder
 from converter.config import CalibrationSettings, Runtime, preprocessing_from_options
 from converter.errors import ConfigError
 from converter.fitting import branches_of, geometry_of, problem_of

@@ -15,107 +15,40 @@ Images can be recorded in parts, elsewhere: `Recorder.draw` says where the patch
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
-from converter.calibration.moments import Moments
+from converter.calibration.gather import (
+    Batch,
+    Draw,
+    Inputs,
+    PatchGatherer,
+    Sample,
+    TargetGatherer,
+    require_finite,
+)
+from converter.calibration.patches import Floats, Geometry, Tensors, geometry_of, patch_chunks
+from converter.calibration.segment import Segment, frontier_of, provenance_of
 from converter.calibration.sets import CalibrationSet, padded
 from converter.calibration.subset import Subset
 from converter.config import CalibrationSettings, Runtime
 from converter.errors import CalibrationError
 from converter.progress import Advance
-from converter.runtime import model_inputs, open_session, run
+from converter.runtime import model_inputs
 from passes.base import PassError
-from passes.expose import extract
 from passes.layers import Layer
 
-__all__ = ["Inputs", "Recorder", "Sample"]
-
-Floats: TypeAlias = NDArray[np.float32]
-Tensors: TypeAlias = Mapping[str, NDArray[Any]]
+__all__ = ["Recorder"]
 
 _MIB = 2**20
-_CHUNK_BYTES = 2**26  # patches that are gathered at once
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Where the patches of a layer are sampled, and what the original model did there.
-
-    Attributes
-    ----------
-    positions : ndarray of shape (images, per), int64
-        Flat positions in the response of each image, in [0, P), ascending, each once.
-    out_shape : tuple of int
-        Spatial shape of the response; () for Gemm; for MatMul the axes between the batch and the
-        last one.
-    target : ndarray of shape (n, N), float32
-        The original's tensor before the activation: the response, plus the shortcut where the
-        layer has one. n = images · per, image by image.
-    mean : ndarray of shape (N,), float64
-        Mean of the layer's own response, without the shortcut, over the sample.
-    covariance : ndarray of shape (N, N), float64
-        Its covariance over the sample, E[(y − mean)(y − mean)ᵀ].
-    """
-
-    positions: NDArray[np.int64]
-    out_shape: tuple[int, ...]
-    target: Floats
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-    def joined(self, following: Sample) -> Sample:
-        """Return the sample of these images and those that follow; neither part is changed."""
-        moments = self._moments().joined(following._moments())
-        return Sample(
-            np.concatenate([self.positions, following.positions]),
-            self.out_shape,
-            np.concatenate([self.target, following.target]),
-            moments.mean,
-            moments.covariance,
-        )
-
-    def _moments(self) -> Moments:
-        count = len(self.target)
-        return Moments(count, self.mean, self.covariance * count)
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a layer reads at the positions of its sample, in the graph as converted so far.
-
-    Attributes
-    ----------
-    features : ndarray of shape (n, D) or (n, m), float32
-        Patches, flattened as the weight is (C, *kernel); in the coordinates of the basis where
-        one was given.
-    offset : ndarray of shape (n, N), float32, or None
-        The shortcut that is added to the response; None where the layer has none.
-    """
-
-    features: Floats
-    offset: Floats | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Tensors of one batch of `fed` images, of which the first `count` are real."""
-
-    tensors: Tensors
-    count: int
-    fed: int
 
 
 @dataclass(eq=False)
@@ -123,40 +56,12 @@ class _Cut:
     """The tensors that the rest of a graph needs, for all images, and what they were made by."""
 
     names: tuple[str, ...]
-    batches: list[_Held]
+    batches: list[Batch]
     provenance: str
 
     @property
     def nbytes(self) -> int:
         return sum(_bytes_of(batch.tensors) for batch in self.batches)
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """Shape of a response: `fold` blocks of `spatial` positions for each image, N outputs."""
-
-    fold: int
-    spatial: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    outputs: int
-
-    @property
-    def positions(self) -> int:
-        return self.fold * math.prod(self.spatial)
-
-
-@dataclass(frozen=True, eq=False)
-class _Draw:
-    """Where the patches of a layer are sampled, before anything is recorded there."""
-
-    geometry: _Geometry
-    positions: NDArray[np.int64]  # (images, per)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the sample will hold."""
-        outputs = self.geometry.outputs
-        return self.positions.nbytes + 4 * self.positions.size * outputs + 8 * outputs**2
 
 
 class Recorder:
@@ -212,7 +117,7 @@ class Recorder:
         self._cut: _Cut | None = None
         self._sample_bytes = 0
         self._peak = 0
-        self._draws: dict[str, _Draw] = {}
+        self._draws: dict[str, Draw] = {}
         self._cuts = {"stored": 0, "too_large": 0, "runs_from_start": 0}
 
     @property
@@ -292,10 +197,10 @@ class Recorder:
         self._cut = None
         segment = self._answering(model, layers)
         probe, tensors = self._probe(segment)
-        geometries = [_geometry(layer, tensors[layer.response], probe.fed) for layer in layers]
+        geometries = [geometry_of(layer, tensors[layer.response], probe.fed) for layer in layers]
         quota = self._quota(geometries)
         self._draws = {
-            layer.name: _Draw(geometry, self._positions(geometry, quota, index))
+            layer.name: Draw(geometry, self._positions(geometry, quota, index))
             for index, (layer, geometry) in enumerate(zip(layers, geometries, strict=True))
         }
         self._sample_bytes = sum(draw.nbytes for draw in self._draws.values())
@@ -336,7 +241,7 @@ class Recorder:
     ) -> dict[str, Sample]:
         """Sample what the original model answers where `draw` said; else as `originals`."""
         segment = self._answering(model, layers)
-        recordings = [_Recording(layer, self._draws[layer.name]) for layer in layers]
+        recordings = [TargetGatherer(layer, self._draws[layer.name]) for layer in layers]
         for index, first, batch in self._numbered(self._batches(segment.given, self._batch)):
             tensors = segment.run(batch.tensors)
             self._note_peak(_fresh_bytes(tensors, batch) + _bytes_of(batch.tensors))
@@ -371,7 +276,7 @@ class Recorder:
             As `inputs`.
         """
         names = [each.name for each in model_inputs(model)]
-        segment = _Segment(model, names, [layer.input for layer in layers], self._runtime)
+        segment = Segment(model, names, [layer.input for layer in layers], self._runtime)
         self._probe(segment)
         for index, first, batch in self._numbered(self._batches(names, self._batch)):
             tensors = segment.run(batch.tensors)
@@ -379,10 +284,10 @@ class Recorder:
                 draw = self._draws[layer.name]
                 positions = draw.positions[first - self._start :][: batch.count]
                 images = np.repeat(np.arange(first, first + batch.count), positions.shape[1])
-                for part, patches in _chunks(
+                for part, patches in patch_chunks(
                     layer, tensors[layer.input], positions, batch.fed, draw.geometry.out_shape
                 ):
-                    _require_finite(patches, layer, "input", index, first, batch.count)
+                    require_finite(patches, layer, "input", index, first, batch.count)
                     yield layer.name, images[part], patches
 
     def inputs(
@@ -422,10 +327,10 @@ class Recorder:
         ValueError
             Where the layer is not in `model`, or sample or basis do not fit it.
         """
-        patches = _Patches(layer, sample, basis)
-        frontier = _frontier(model.graph, layer)
+        patches = PatchGatherer(layer, sample, basis)
+        frontier = frontier_of(model.graph, layer)
         segment, cut = self._segment(model, frontier, patches.wanted)
-        kept: list[_Held] = []
+        kept: list[Batch] = []
         held, fits = 0 if cut is None else cut.nbytes, False
         for index, first, batch in self._numbered(self._source(model, cut)):
             tensors = segment.run(batch.tensors)
@@ -435,15 +340,15 @@ class Recorder:
             if index == 0:
                 fits = self._fits(ahead, batch.fed)
             if fits:
-                kept.append(_Held(ahead, batch.count, batch.fed))
+                kept.append(Batch(ahead, batch.count, batch.fed))
                 held += _bytes_of(ahead)
             if fits and cut is not None:  # the new cut replaces the old one batch by batch
-                cut.batches[index] = _Held({}, 0, 0)
+                cut.batches[index] = Batch({}, 0, 0)
                 held -= given
             patches.add(tensors, batch, first, index)
             _advance(progress, batch.count)
         self._cuts["stored" if fits else "too_large"] += 1
-        self._cut = _Cut(frontier, kept, _provenance(model.graph, frontier)) if fits else cut
+        self._cut = _Cut(frontier, kept, provenance_of(model.graph, frontier)) if fits else cut
         return patches.inputs()
 
     def describe(self) -> dict[str, Any]:
@@ -469,7 +374,7 @@ class Recorder:
 
     # What runs ------------------------------------------------------------------------------
 
-    def _batches(self, names: Sequence[str], size: int) -> Generator[_Held, None, None]:
+    def _batches(self, names: Sequence[str], size: int) -> Generator[Batch, None, None]:
         """Give the calibration set batch by batch, filled up where the batch is fixed."""
         seen = 0
         for batch in self._data.batches(size):
@@ -486,46 +391,46 @@ class Recorder:
                 )
             tensors = {name: batch.feeds[name] for name in names}
             fed = len(next(iter(tensors.values())))
-            yield _Held(tensors, batch.count, fed)
+            yield Batch(tensors, batch.count, fed)
         if seen != self._images:
             raise CalibrationError(
                 f"the calibration set gave {seen} samples where it announced {self._images}; "
                 "give a set that always gives the same ones"
             )
 
-    def _numbered(self, batches: Iterable[_Held]) -> Iterator[tuple[int, int, _Held]]:
+    def _numbered(self, batches: Iterable[Batch]) -> Iterator[tuple[int, int, Batch]]:
         """Give batches with their number and that of their first image, both in the whole set."""
         first = self._start
         for index, batch in enumerate(batches, self._start // self._batch):
             yield index, first, batch
             first += batch.count
 
-    def _answering(self, model: onnx.ModelProto, layers: Sequence[Layer]) -> _Segment:
+    def _answering(self, model: onnx.ModelProto, layers: Sequence[Layer]) -> Segment:
         """Open what computes the responses and shortcuts of layers."""
         wanted = [n for layer in layers for n in (layer.response, layer.shortcut) if n is not None]
         names = [each.name for each in model_inputs(model)]
-        return _Segment(model, names, wanted, self._runtime)
+        return Segment(model, names, wanted, self._runtime)
 
     def _segment(
         self, model: onnx.ModelProto, frontier: Sequence[str], wanted: Sequence[str]
-    ) -> tuple[_Segment, _Cut | None]:
+    ) -> tuple[Segment, _Cut | None]:
         """Open what computes the wanted tensors, from the stored cut where that is possible.
 
         The stored cut is taken out: were a run to fail halfway, it would not be whole any more.
         """
         cut, self._cut = self._cut, None
         tensors = list(dict.fromkeys([*frontier, *wanted]))
-        if cut is not None and cut.provenance == _provenance(model.graph, cut.names):
+        if cut is not None and cut.provenance == provenance_of(model.graph, cut.names):
             try:
-                return _Segment(model, cut.names, tensors, self._runtime), cut
+                return Segment(model, cut.names, tensors, self._runtime), cut
             except PassError:
                 # The layer lies before the cut, or ONNX cannot tell the type of a tensor of it.
                 cut = None
         self._cuts["runs_from_start"] += 1
         names = [each.name for each in model_inputs(model)]
-        return _Segment(model, names, tensors, self._runtime), None
+        return Segment(model, names, tensors, self._runtime), None
 
-    def _source(self, model: onnx.ModelProto, cut: _Cut | None) -> Iterator[_Held]:
+    def _source(self, model: onnx.ModelProto, cut: _Cut | None) -> Iterator[Batch]:
         if cut is None:
             return self._batches([each.name for each in model_inputs(model)], self._batch)
         return (cut.batches[index] for index in range(len(cut.batches)))
@@ -536,7 +441,7 @@ class Recorder:
     def _half(self) -> int:
         return self._settings.memory_mib * _MIB // 2
 
-    def _probe(self, segment: _Segment) -> tuple[_Held, Tensors]:
+    def _probe(self, segment: Segment) -> tuple[Batch, Tensors]:
         """Run the first images for the shapes; settle a batch whose tensors fit into a quarter."""
         with closing(self._batches(segment.given, self._fixed or 1)) as batches:
             probe = next(batches)
@@ -551,7 +456,7 @@ class Recorder:
             self._batch = fitting
         return probe, tensors
 
-    def _quota(self, geometries: Sequence[_Geometry]) -> int:
+    def _quota(self, geometries: Sequence[Geometry]) -> int:
         """Return the most positions of an image that are sampled, the same for all layers."""
 
         def targets(per: int) -> int:
@@ -574,7 +479,7 @@ class Recorder:
             )
         return per
 
-    def _positions(self, geometry: _Geometry, quota: int, index: int) -> NDArray[np.int64]:
+    def _positions(self, geometry: Geometry, quota: int, index: int) -> NDArray[np.int64]:
         """Draw positions of each image: one out of each of `per` parts of equal length."""
         per = min(geometry.positions, quota)
         edges = np.arange(per + 1, dtype=np.int64) * geometry.positions // per
@@ -592,367 +497,11 @@ class Recorder:
         self._peak = max(self._peak, self._sample_bytes + held)
 
 
-class _Segment:
-    """Computes some tensors of a model from others; what is given is passed through.
-
-    Raises `PassError` where they cannot be computed from these.
-    """
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        given: Sequence[str],
-        wanted: Sequence[str],
-        runtime: Runtime,
-    ) -> None:
-        self.given = tuple(given)
-        self._wanted = tuple(dict.fromkeys(wanted))
-        self._computed = [name for name in self._wanted if name not in self.given]
-        self._session: ort.InferenceSession | None = None
-        if self._computed:
-            part = extract(model, self.given, self._computed)
-            self._session = open_session(part, runtime, spinning=False)
-
-    def run(self, tensors: Tensors) -> Tensors:
-        """Return the wanted tensors of one batch."""
-        results: dict[str, NDArray[Any]] = {}
-        if self._session is not None:
-            arrays = run(self._session, self._computed, tensors)
-            results = dict(zip(self._computed, arrays, strict=True))
-        return {name: results[name] if name in results else tensors[name] for name in self._wanted}
-
-
-class _Recording:
-    """Gathers the sample of one layer, batch by batch."""
-
-    def __init__(self, layer: Layer, draw: _Draw) -> None:
-        self.layer = layer
-        self._geometry = draw.geometry
-        self._positions = draw.positions
-        self._target: Floats = np.empty((draw.positions.size, draw.geometry.outputs), np.float32)
-        self._moments = Moments.none(draw.geometry.outputs)
-        self._done = 0
-
-    def add(self, tensors: Tensors, batch: _Held, first: int, index: int) -> None:
-        """Take the positions of the next images, from number `first` on, out of the batch's tensors."""
-        layer = self.layer
-        response = tensors[layer.response]
-        if _geometry(layer, response, batch.fed) != self._geometry:
-            raise CalibrationError(
-                f"layer {layer.name!r} answers with other shapes in batch {index} than before; "
-                "give samples of one size, or leave the layer out of the conversion"
-            )
-        positions = self._positions[self._done :][: batch.count]
-        rows = _rows(layer.op, response, positions, batch.fed)
-        _require_finite(rows, layer, "response", index, first, batch.count)
-        self._moments.add(rows)
-        if layer.shortcut is not None:
-            shortcut = _rows(layer.op, tensors[layer.shortcut], positions, batch.fed)
-            _require_finite(shortcut, layer, "shortcut", index, first, batch.count)
-            rows = rows + shortcut
-        per = positions.shape[1]
-        self._target[self._done * per :][: len(rows)] = rows
-        self._done += batch.count
-
-    def sample(self) -> Sample:
-        """Return what was gathered."""
-        mean, covariance = self._moments.mean, self._moments.covariance
-        return Sample(self._positions, self._geometry.out_shape, self._target, mean, covariance)
-
-
-class _Patches:
-    """Gathers the inputs of one layer, batch by batch."""
-
-    def __init__(self, layer: Layer, sample: Sample, basis: Floats | None) -> None:
-        if layer.weight is None or layer.group != 1:
-            raise ValueError(f"layer {layer.name!r} cannot be converted: {layer.reason}")
-        self._layer = layer
-        self._sample = sample
-        self._features = math.prod(layer.weight.shape[1:])
-        if basis is not None and (basis.ndim != 2 or basis.shape[1] != self._features):
-            raise ValueError(
-                f"a basis of shape {basis.shape} does not fit layer {layer.name!r} with patches "
-                f"of {self._features} numbers"
-            )
-        self._basis = None if basis is None else np.asarray(basis, np.float32)
-        columns = self._features if basis is None else len(basis)
-        self._out: Floats = np.empty((len(sample.target), columns), np.float32)
-        self._offset: Floats | None = None
-        if layer.shortcut is not None:
-            self._offset = np.empty_like(sample.target)
-
-    @property
-    def wanted(self) -> list[str]:
-        """Tensors that are recorded from."""
-        layer = self._layer
-        return [layer.input] if layer.shortcut is None else [layer.input, layer.shortcut]
-
-    def add(self, tensors: Tensors, batch: _Held, first: int, index: int) -> None:
-        """Take the positions of the images from `first` on out of the batch's tensors."""
-        layer = self._layer
-        positions = self._sample.positions[first : first + batch.count]
-        per = positions.shape[1]
-        span = slice(first * per, (first + batch.count) * per)
-        place = (layer, index, first, batch.count)
-        features = self._out[span]
-        out_shape = self._sample.out_shape
-        for part, patches in _chunks(layer, tensors[layer.input], positions, batch.fed, out_shape):
-            _require_finite(patches, layer, "input", *place[1:])
-            if self._basis is None:
-                features[part] = patches
-            else:
-                np.matmul(patches, self._basis.T, out=features[part])
-        if layer.shortcut is not None and self._offset is not None:
-            rows = _rows(layer.op, tensors[layer.shortcut], positions, batch.fed)
-            _require_finite(rows, layer, "shortcut", *place[1:])
-            self._offset[span] = rows
-
-    def inputs(self) -> Inputs:
-        """Return what was gathered."""
-        return Inputs(self._out, self._offset)
-
-
-# Tensors to rows -----------------------------------------------------------------------------
-
-
-def _geometry(layer: Layer, response: NDArray[Any], fed: int) -> _Geometry:
-    """Read the shape of a response to `fed` images; raise where it has no such shape."""
-    assert layer.weight is not None, "listed layers that can be converted have a weight"
-    blocks = _blocks(layer.op, response)
-    if blocks.size == 0 or len(blocks) % fed or blocks.shape[1] != len(layer.weight):
-        raise CalibrationError(
-            f"the response of layer {layer.name!r} has the shape {response.shape} for {fed} "
-            "images, which is not the same number of positions for each of them; leave the layer "
-            "out of the conversion"
-        )
-    conv = layer.op == "Conv"
-    spatial = response.shape[2:] if conv else ()
-    return _Geometry(
-        fold=len(blocks) // fed,
-        spatial=spatial,
-        out_shape=spatial if conv else response.shape[1:-1],
-        outputs=blocks.shape[1],
-    )
-
-
-def _blocks(op: str, tensor: NDArray[Any]) -> NDArray[Any]:
-    """Bring a tensor of a layer to (blocks, channels, positions)."""
-    shape = tensor.shape
-    if op == "Conv":
-        return tensor.reshape(shape[0], shape[1], math.prod(shape[2:]))
-    return tensor.reshape(math.prod(shape[:-1]), shape[-1], 1)
-
-
-def _rows(
-    op: str,
-    tensor: NDArray[Any],
-    positions: NDArray[np.int64],
-    fed: int,
-    part: slice = slice(None),
-) -> NDArray[Any]:
-    """Return the channels at positions (images, per) of a batch, (images · per, channels)."""
-    blocks = _blocks(op, tensor)
-    size = blocks.shape[2]
-    fold = len(blocks) // fed
-    images = np.repeat(np.arange(len(positions)), positions.shape[1])[part]
-    flat = positions.reshape(-1)[part]
-    rows: NDArray[Any] = blocks[images * fold + flat // size, :, flat % size]
-    return rows
-
-
-def _chunks(
-    layer: Layer,
-    tensor: NDArray[Any],
-    positions: NDArray[np.int64],
-    fed: int,
-    out_shape: tuple[int, ...],
-) -> Iterator[tuple[slice, Floats]]:
-    """Give the patches at positions (images, per) of a batch, so many at once as fit into a chunk."""
-    assert layer.weight is not None, "listed layers that can be converted have a weight"
-    step = max(1, _CHUNK_BYTES // (4 * math.prod(layer.weight.shape[1:])))
-    for start in range(0, positions.size, step):
-        part = slice(start, min(start + step, positions.size))
-        yield part, _gather(layer, tensor, positions, part, fed, out_shape)
-
-
-def _gather(
-    layer: Layer,
-    tensor: NDArray[Any],
-    positions: NDArray[np.int64],
-    part: slice,
-    fed: int,
-    out_shape: tuple[int, ...],
-) -> Floats:
-    """Return the patches of some of the positions of a batch, (rows, D)."""
-    assert layer.weight is not None, "listed layers that can be converted have a weight"
-    if layer.op != "Conv":
-        return _rows(layer.op, tensor, positions, fed, part)
-    per = positions.shape[1]
-    flat = positions.reshape(-1)[part]
-    images = np.arange(part.start, part.stop) // per
-    fold = len(tensor) // fed
-    patches = np.empty((len(flat), math.prod(layer.weight.shape[1:])), np.float32)
-    # as many images at once as fit into a chunk: one at a time, small images took longer than their network
-    together = max(1, _CHUNK_BYTES // max(1, fold * tensor[0].nbytes))
-    for first in range(images[0], images[-1] + 1, together):
-        low, high = np.searchsorted(images, (first, first + together))
-        block = tensor[first * fold : (first + together) * fold]
-        places = flat[low:high] + (images[low:high] - first) * fold * math.prod(out_shape)
-        patches[low:high] = _conv_patches(layer, block, places, out_shape)
-    return patches
-
-
-def _conv_patches(
-    layer: Layer,
-    block: NDArray[Any],
-    flat: NDArray[np.int64],
-    out_shape: tuple[int, ...],
-) -> NDArray[Any]:
-    """Return the patches of some images, (rows, D).
-
-    Parameters
-    ----------
-    layer : Layer
-        A Conv.
-    block : ndarray of shape (images · fold, C, *spatial)
-        Its input for these images.
-    flat : ndarray of shape (rows,), int64
-        Flat positions in (images · fold, *out_shape).
-    out_shape : tuple of int
-        Spatial shape of the response.
-    """
-    assert layer.weight is not None, "required where the recording starts"
-    kernel = layer.weight.shape[2:]
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, layer.dilations, strict=True)]
-    pads = _resolved_pads(layer, block.shape[2:], spans)
-    if any(before or after for before, after in pads):
-        block = np.pad(block, [(0, 0), (0, 0), *pads])
-    sides = zip(block.shape[2:], spans, layer.strides, strict=True)
-    found = tuple((side - span) // stride + 1 for side, span, stride in sides)
-    if found != out_shape:
-        raise ValueError(
-            f"layer {layer.name!r} has responses of shape {found}, its sample of {out_shape}"
-        )
-    axes = tuple(range(2, block.ndim))
-    windows = sliding_window_view(block, tuple(spans), axis=axes)
-    taps: tuple[Any, ...] = (
-        Ellipsis,
-        *(slice(None, None, dilation) for dilation in layer.dilations),
-    )
-    fold, *places = np.unravel_index(flat, (len(block), *out_shape))
-    starts = [place * stride for place, stride in zip(places, layer.strides, strict=True)]
-    chosen: tuple[Any, ...] = (fold, slice(None), *starts)
-    patches: NDArray[Any] = windows[taps][chosen]  # (rows, C, *kernel)
-    return patches.reshape(len(flat), -1)
-
-
-def _resolved_pads(
-    layer: Layer, sides: Sequence[int], spans: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Return zeros before and after each spatial axis; `spans` are the dilated kernel's sides."""
-    if layer.auto_pad == "VALID":
-        return [(0, 0)] * len(sides)
-    if layer.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        pads = []
-        for side, span, stride in zip(sides, spans, layer.strides, strict=True):
-            total = max(0, (math.ceil(side / stride) - 1) * stride + span - side)
-            small, large = total // 2, total - total // 2
-            pads.append((small, large) if layer.auto_pad == "SAME_UPPER" else (large, small))
-        return pads
-    axes = len(sides)
-    return list(zip(layer.pads[:axes], layer.pads[axes:], strict=True))
-
-
-def _require_finite(
-    values: NDArray[Any], layer: Layer, what: str, index: int, first: int, count: int
-) -> None:
-    if not np.isfinite(values).all():
-        raise CalibrationError(
-            f"the {what} of layer {layer.name!r} is NaN or infinite in batch {index} of the "
-            f"calibration set (samples {first} to {first + count - 1}); check the preprocessing "
-            "and these samples, or leave the layer out of the conversion"
-        )
-
-
-# The graph -----------------------------------------------------------------------------------
-
-
-def _frontier(graph: onnx.GraphProto, layer: Layer) -> tuple[str, ...]:
-    """Return the tensors that exist before the layer's node and that it or later nodes read.
-
-    Those that no input of the model changes are left out: they are computed where they are needed.
-    """
-    reads = [_reads(node) for node in graph.node]
-    at = next(
-        (
-            index
-            for index, node in enumerate(graph.node)
-            if node.op_type == layer.op
-            and layer.input in node.input
-            and layer.output in node.output
-        ),
-        None,
-    )
-    if at is None:
-        raise ValueError(f"the graph has no {layer.op} {layer.name!r}: it was replaced already")
-    varying = {value.name for value in graph.input}.difference(_initializer_names(graph))
-    for node, names in zip(graph.node[:at], reads, strict=False):
-        if not varying.isdisjoint(names):
-            varying.update(name for name in node.output if name)
-    return tuple(sorted(varying.intersection(set().union(*reads[at:]))))
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Return the tensors that a node reads; names inside of its subgraphs are among them."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names.update(*(_reads(inner) for inner in graph.node))
-    return names
-
-
-def _initializer_names(graph: onnx.GraphProto) -> set[str]:
-    names = {tensor.name for tensor in graph.initializer}
-    return names | {tensor.values.name for tensor in graph.sparse_initializer}
-
-
-def _provenance(graph: onnx.GraphProto, names: Collection[str]) -> str:
-    """Return a SHA-256 over all nodes and weights that tensors are computed by.
-
-    A stored cut is only as good as the graph before it: where that changed since, so does this.
-    """
-    wanted = set(names)
-    digest = hashlib.sha256()
-    for node in reversed(graph.node):
-        if wanted.isdisjoint(name for name in node.output if name):
-            continue
-        wanted |= _reads(node)
-        attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
-        ends = (list(node.input), list(node.output))
-        digest.update(repr((node.domain, node.op_type, *ends, attributes)).encode())
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name in wanted}
-    for name in sorted(weights):
-        tensor = weights[name]
-        digest.update(repr((name, tensor.data_type, list(tensor.dims))).encode())
-        if tensor.data_type == onnx.TensorProto.STRING:
-            digest.update(tensor.SerializeToString(deterministic=True))
-        else:
-            array = np.ascontiguousarray(numpy_helper.to_array(tensor))
-            digest.update(array.reshape(-1).view(np.uint8).data)
-    for sparse in graph.sparse_initializer:
-        if sparse.values.name in wanted:
-            digest.update(sparse.SerializeToString(deterministic=True))
-    return digest.hexdigest()
-
-
-# Small things --------------------------------------------------------------------------------
-
-
 def _bytes_of(tensors: Tensors) -> int:
     return sum(int(array.nbytes) for array in tensors.values())
 
 
-def _fresh_bytes(tensors: Tensors, batch: _Held) -> int:
+def _fresh_bytes(tensors: Tensors, batch: Batch) -> int:
     """Bytes of what was computed from a batch; what was passed through does not count."""
     return sum(int(tensors[name].nbytes) for name in tensors if name not in batch.tensors)
 

@@ -18,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from converter.calibration.gather import Inputs, Sample
 from converter.calibration.opening import open_calibration_set
-from converter.calibration.record import Inputs, Recorder, Sample
+from converter.calibration.record import Recorder
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import SolverError
 from converter.fitting import (

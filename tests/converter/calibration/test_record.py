@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from converter.calibration.gather import Inputs, Sample
 from converter.calibration.opening import open_calibration_set
-from converter.calibration.record import Inputs, Recorder, Sample
+from converter.calibration.record import Recorder
 from converter.calibration.sets import Batch, fixed_batch
 from converter.config import CalibrationSettings, Preprocessing, Runtime
 from converter.errors import CalibrationError
@@ -418,7 +419,7 @@ def test_patches_of_a_large_batch_are_gathered_in_chunks(monkeypatch: pytest.Mon
 
     whole = features()
     # 50 patches of 4·9 numbers: neither a divisor of the 64 positions of an image nor a multiple.
-    monkeypatch.setattr("converter.calibration.record._CHUNK_BYTES", 50 * 36 * 4)
+    monkeypatch.setattr("converter.calibration.patches.CHUNK_BYTES", 50 * 36 * 4)
     np.testing.assert_array_equal(features(), whole)
 
 
