@@ -3,6 +3,9 @@
 An image is seen in a few variants, flipped and shifted otherwise in each pass. What the original answers to a
 variant is kept, and not computed again when that one's turn comes once more: at a seventh of the
 multiply-accumulates, the original has two thirds of those of a step.
+
+Where the answers are means over an image and its mirror image, they are the same for both: each variant is
+seen in one pass as it is and in the next one turned round, and the original is asked in the first alone.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.config import RecoverySettings
-from converter.refine.images import Images, augmented
+from converter.refine.images import Images, augmented, mirror_images
 from converter.refine.networks import Networks
 
 if TYPE_CHECKING:
@@ -80,7 +83,7 @@ class Lessons:
     ) -> tuple[NDArray[np.int64], dict[str, Tensor], dict[str, Tensor]]:
         """Give the rows of a step, its images, and what the original answers.
 
-        Inner responses are among the answers until all variants were seen; then outputs alone are, also
+        Inner responses are among the answers where a variant is new; else outputs alone are, also
         where the original has to be asked, so that a run which goes on from a checkpoint learns the same.
 
         Parameters
@@ -92,12 +95,13 @@ class Lessons:
         """
         settings, images = self._settings, self._images
         rows = images.rows_of(step, size, settings.seed)
-        seen = images.pass_of(step, size)
-        variant = seen if self.variants is None else seen % self.variants
+        variant, turned, new = self._seen_as(images.pass_of(step, size))
         feeds = images.batch(rows, settings.device)
         if settings.augment:
             chances = images.chances(rows, (settings.seed, 1, variant))
             feeds = augmented(feeds, settings.augment, chances)
+        if turned:
+            feeds = mirror_images(feeds)
         if self.variants is not None and bool(self._known[variant, rows].all()):
             kept = {name: each[variant, rows] for name, each in self._answers.items()}
             return rows, feeds, {name: each.to(settings.device) for name, each in kept.items()}
@@ -107,6 +111,14 @@ class Lessons:
             for name, each in self._answers.items():
                 each[variant, rows] = answers[name].float().cpu()
             self._known[variant, rows] = True
-            if seen >= self.variants:
+            if not new:
                 answers = {name: answers[name] for name in self._answers}
         return rows, feeds, answers
+
+    def _seen_as(self, seen: int) -> tuple[int, bool, bool]:
+        """Say in which variant a pass sees images, whether turned round, and whether for the first time."""
+        turns = 2 if self._networks.mirrored and "flip" in self._settings.augment else 1
+        if self.variants is None:
+            return seen, False, True
+        variant, turn = divmod(seen % (turns * self.variants), turns)
+        return variant, turn == 1, seen < turns * self.variants and turn == 0

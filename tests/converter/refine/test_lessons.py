@@ -29,12 +29,13 @@ TEXT = """<ir_version: 8, opset_import: ["": 17]>
 class Counted:
     """Two networks that count how often the original is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, mirrored: bool = False) -> None:
         model = onnx.parser.parse_model(TEXT)
         del model.graph.initializer[:]
         values = np.random.default_rng(0).standard_normal((5, 3, 3, 3)).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(values, "a"))
-        self._networks = Networks(model, model)
+        self._networks = Networks(model, model, mirrored=mirrored)
+        self.mirrored = mirrored
         self.outputs = self._networks.outputs
         self.asked = 0
 
@@ -44,7 +45,7 @@ class Counted:
 
 
 def lessons(**changes: object) -> tuple[Lessons, Counted]:
-    networks = Counted()
+    networks = Counted(mirrored=changes.get("mirrored") is True)
     pictures = np.random.default_rng(1).standard_normal((23, 3, 8, 8)).astype(np.float32)
     settings = RecoverySettings(epochs=1, **changes)  # type: ignore[arg-type]
     made = Lessons(networks, Images({"x": pictures}), settings)  # type: ignore[arg-type]
@@ -99,3 +100,23 @@ def test_answers_that_are_too_large_are_not_kept(monkeypatch: pytest.MonkeyPatch
     assert networks.asked == 4 * (VARIANTS + 1)
     # each pass draws anew: one way of 18 may come twice by chance, seven may not
     assert all(len({image.numpy().tobytes() for image in each}) > 2 for each in seen.values())
+
+
+def test_an_image_and_its_mirror_image_have_one_answer() -> None:
+    made, networks = lessons(mirrored=True)
+    passes: list[dict[int, torch.Tensor]] = []
+    for step in range(4 * 2 * VARIANTS):
+        asked = networks.asked
+        rows, feeds, answers = made.lesson(step, 5, nullcontext())
+        expected = networks._networks.original(feeds)["y"]
+        torch.testing.assert_close(answers["y"], expected, rtol=1e-5, atol=1e-6)
+        seen, at = divmod(step, 4)
+        passes += [{}] if at == 0 else []
+        passes[-1].update(zip(rows.tolist(), feeds["x"], strict=True))
+        # each other pass asks only of the few images that the one before it left out
+        assert ("r" in answers) == (seen % 2 == 0)
+        assert networks.asked == asked + 1 or seen % 2 == 1
+    assert networks.asked < 4 * VARIANTS + 3 * VARIANTS
+    for first, second in zip(passes[::2], passes[1::2], strict=True):
+        for row in first.keys() & second.keys():
+            assert torch.equal(second[row], first[row].flip(2))
