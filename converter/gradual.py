@@ -29,13 +29,17 @@ FROM = 2.0
 """Factor from which on a budget is met in two parts."""
 
 
-def parts_of(budget: Budget | None, settings: RecoverySettings) -> int:
+def parts_of(
+    budget: Budget | None, recovery: RecoverySettings | None, original_ms: float | None
+) -> int:
     """Say in how many parts a budget is met; a tolerance, which is no budget, in one."""
-    if budget is None:
+    if budget is None or recovery is None:
         return 1
-    if settings.gradual is not None:
-        return settings.gradual
-    factors = (budget.macs, budget.params, budget.speedup)
+    if recovery.gradual is not None:
+        return recovery.gradual
+    factors = [budget.macs, budget.params, budget.speedup]
+    if budget.latency_ms is not None and original_ms is not None:
+        factors.append(original_ms / budget.latency_ms)
     return 2 if any(factor is not None and factor >= FROM for factor in factors) else 1
 
 
@@ -47,7 +51,7 @@ def shares_of(parts: int) -> tuple[float, ...]:
 def go_on_from_parts(
     begin: Callable[[Start | None], tuple[Prepared, Paced | None]],
     budget: Budget | None,
-    parts: int,
+    recovery: RecoverySettings | None,
     *,
     solver: SolverSettings,
     runtime: Runtime,
@@ -55,7 +59,7 @@ def go_on_from_parts(
     checkpoint: Callable[[int], Path],
     progress: Progress,
     clock: Clock,
-) -> tuple[Prepared, Paced | None, tuple[str, ...]]:
+) -> tuple[Prepared, Paced | None, int, tuple[str, ...]]:
     """Go all parts of the way but the last, and prepare that one; see the module.
 
     Parameters
@@ -63,13 +67,14 @@ def go_on_from_parts(
     begin : callable
         Prepares a network, and times what it may become; None stands for the original.
     budget : Budget or None
-        The whole; None where there is one part.
-    parts : int
+        The whole; None for a tolerance, which is met in one part.
+    recovery : RecoverySettings or None
+        None where nothing is recovered: then there is one part.
     solver : SolverSettings
     runtime : Runtime
         Where dense weights are read off.
     teacher : callable or None
-        Gives who the networks learn from, once there is something to learn; None where there is one part.
+        Gives who the networks learn from, once there is something to learn; None without a recovery.
     checkpoint : callable
         Says where the state of a part's recovery lies. It stays there, so that a run that is cut off later
         has this part behind it.
@@ -81,6 +86,8 @@ def go_on_from_parts(
     -------
     prepared, paced
         What `begin` made of the network that the last part converts.
+    parts : int
+        In how many parts the budget is met.
     notes : tuple of str
         What each part has come to.
 
@@ -93,13 +100,14 @@ def go_on_from_parts(
     """
     notes: list[str] = []
     prepared, paced = begin(None)
+    original_ms = None if paced is None else paced.model.original_ms
+    parts = parts_of(budget, recovery, original_ms)
     for part in range(1, parts):
         assert budget is not None, "a tolerance is met in one part"
         assert teacher is not None, "without a recovery there is one part"
         with clock.stage("choose"):
             if part == 1:
                 plan(prepared, paced, budget)  # what cannot be met in the end is refused now
-            original_ms = None if paced is None else paced.model.original_ms
             choice = plan(prepared, paced, _some_of(budget, part / parts, original_ms))
         with clock.stage("fit layers"):
             realised = realise(prepared, choice.chosen, solver, progress, trade=not budget.timed)
@@ -116,7 +124,7 @@ def go_on_from_parts(
         start = Start(model, prepared.passes, _digest(model))
         del prepared, paced  # what was recorded of one part is not held beside that of the next
         prepared, paced = begin(start)
-    return prepared, paced, tuple(notes)
+    return prepared, paced, parts, tuple(notes)
 
 
 def _outcome(prepared: Prepared, recovered: Recovered) -> str:

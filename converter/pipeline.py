@@ -27,7 +27,7 @@ from converter.config import (
 from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
-from converter.gradual import go_on_from_parts, parts_of, shares_of
+from converter.gradual import go_on_from_parts, shares_of
 from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion, Drop
 from converter.pace import begin
@@ -90,7 +90,6 @@ def convert(
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
     # recordings, effects on the output, candidates; again from where each part of the way ended
-    parts = 1 if recovery is None else parts_of(budget, recovery)
     teacher = None
     if recovery is not None and lessons is not None:
         teacher = functools.cache(
@@ -110,10 +109,10 @@ def convert(
         executor=executor,
         work=kept,
     )
-    prepared, paced, on_the_way = go_on_from_parts(
+    prepared, paced, parts, on_the_way = go_on_from_parts(
         lambda start: begin_from(start=start),
         budget,
-        parts,
+        recovery,
         solver=solver,
         runtime=target.runtime,
         teacher=teacher,

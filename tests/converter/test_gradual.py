@@ -145,12 +145,14 @@ def test_what_is_out_of_reach_is_refused_before_anything_is_trained(
 
 def test_parts_and_their_shares() -> None:
     training_for = RecoverySettings(epochs=1)
-    assert parts_of(None, training_for) == 1
-    assert parts_of(Budget(macs=1.9, params=1.5), training_for) == 1
-    assert parts_of(Budget(macs=1.5, params=2), training_for) == 2
-    assert parts_of(Budget(speedup=3), training_for) == 2
-    assert parts_of(Budget(latency_ms=3), training_for) == 1
-    assert parts_of(Budget(macs=1.5), RecoverySettings(epochs=1, gradual=3)) == 3
+    assert parts_of(None, training_for, 9.0) == 1
+    assert parts_of(Budget(macs=1.9, params=1.5), training_for, None) == 1
+    assert parts_of(Budget(macs=1.5, params=2), training_for, 9.0) == 2
+    assert parts_of(Budget(speedup=3), training_for, 9.0) == 2
+    assert parts_of(Budget(latency_ms=3), training_for, 5.9) == 1
+    assert parts_of(Budget(latency_ms=3), training_for, 6.1) == 2
+    assert parts_of(Budget(macs=4), None, 9.0) == 1
+    assert parts_of(Budget(macs=1.5), RecoverySettings(epochs=1, gradual=3), 9.0) == 3
     assert shares_of(1) == (1.0,)
     assert shares_of(2) == pytest.approx((1 / 3, 2 / 3))
     assert sum(shares_of(5)) == pytest.approx(1)
