@@ -11,16 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
+from converter import Budget, RecoverySettings, convert
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
 from converter.calibration.sets import CalibrationSet
 from converter.cluster import Cluster, connect
-from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
+from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings, Target
 from converter.errors import CalibrationError, ConfigError
 from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
@@ -240,6 +242,33 @@ def test_layers_whose_sums_do_not_fit_together_are_recorded_apart(
     assert_same(prepared(opened(folder), cluster), alone)
     assert len(set(runs)) > 1
     assert all(len(names) == 1 for names in runs if "conv2" in names)
+
+
+def test_a_network_on_the_way_is_recorded_by_the_workers_too(
+    cluster: Cluster, folder: Path, alone: Prepared, tmp_path: Path
+) -> None:
+    images = np.concatenate([batch.feeds["x"] for batch in alone.data.batches(IMAGES)])
+    save_model(network(), tmp_path / "network.onnx")
+    schemes, answers = [], []
+    for place in (None, cluster):
+        out = tmp_path / "out.onnx"
+        conversion = convert(
+            tmp_path / "network.onnx",
+            folder,
+            out,
+            Budget(macs=3),
+            calibration=CalibrationSettings(patches=800, batch=5),
+            target=Target(Runtime(threads=1)),
+            timing=False,
+            recovery=RecoverySettings(epochs=6, batch=8, gradual=2, precision="float32"),
+            executor=place,
+        )
+        assert any(note.startswith("part 1 of 2") for note in conversion.notes)
+        schemes.append([layer.scheme for layer in conversion.layers])
+        answers.append(ort.InferenceSession(out).run(None, {"x": images})[0])
+    assert schemes[0] == schemes[1]
+    # round-off of the sums, grown by the training
+    np.testing.assert_allclose(*answers, atol=0.02 * float(np.ptp(answers[0])))
 
 
 def test_a_file_that_workers_do_not_see(
