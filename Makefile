@@ -47,7 +47,7 @@ wheel: $(READY)
 	$(BIN)/python -m tools.check_wheel $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 reference: $(READY)
-	$(BIN)/python -m tools.reference
+	$(BIN)/python -m tools.reference --out references/results.md
 
 schema: $(READY)
 	$(BIN)/python -m tools.schema

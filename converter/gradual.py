@@ -95,8 +95,8 @@ def go_on_from_parts(
     ------
     ConfigError
         Where the whole budget is out of reach.
-    SolverError
-        Where a fit or the training becomes non-finite.
+    UnsupportedOperatorError, ModelError, CalibrationError, SolverError
+        As `prepare` and `Teacher.teach`.
     """
     notes: list[str] = []
     prepared, paced = begin(None)

@@ -14,7 +14,7 @@ import onnx
 
 from converter.attempt import meet
 from converter.calibration.opening import open_calibration_set
-from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
+from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import (
     Budget,
     CalibrationSettings,
@@ -75,7 +75,10 @@ def convert(
     kept = None if work is None else Work(work)
 
     with clock.stage("read"):
-        inputs = _checked_inputs(model, recovery, quantization, target)
+        source = load_model(model)
+        inputs = model_inputs(source, label=str(model))
+        if quantization is not None:
+            require_quantizable(source, model, quantization, target.runtime)
         data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
         judged_on = None
         lessons = None
@@ -86,6 +89,8 @@ def convert(
                 preprocessing,
                 labels=recovery.labels,
             )
+            require_recoverable(source, lessons, recovery)
+        del source  # large ones are not held beside what is recorded
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
 
@@ -160,7 +165,9 @@ def convert(
             )
             if recovered.improved:
                 save_model(recovered.model, out)
-        for part in range(parts):
+        for part in range(
+            max(parts, 2)
+        ):  # an earlier run may have measured two parts where this has one
             checkpoint_of(out, part).unlink(missing_ok=True)
 
     # likewise; last, since nothing can be fitted or trained any more
@@ -241,21 +248,6 @@ def convert(
         front=tuple(front),
         planned=predicted_point(prepared, paced, done.choice),
     )
-
-
-def _checked_inputs(
-    model: Path,
-    recovery: RecoverySettings | None,
-    quantization: QuantizationSettings | None,
-    target: Target,
-) -> tuple[ModelInput, ...]:
-    """Read what a model is fed, and refuse at once what could not be done with it in the end."""
-    source = load_model(model)
-    if recovery is not None:
-        require_recoverable(source, recovery)
-    if quantization is not None:
-        require_quantizable(source, model, quantization, target.runtime)
-    return model_inputs(source, label=str(model))
 
 
 def _within(

@@ -1,4 +1,4 @@
-"""Convert the reference models at several budgets, and write docs/results.md.
+"""Convert the reference models at several budgets, and write a page of results.
 
     python -m tools.reference [--only vgg16] [--recovered | --int8] [--budget "--macs 4"] [--shared ../shared]
 
@@ -6,8 +6,9 @@ Each row is what a user would run: `twofold convert` on the calibration images, 
 on the validation images, each in a program of its own, so that seconds and memory are its own too.
 `--recovered` runs the budgets with `--recover` instead, which learn from the 50,000 training images for up
 to an hour each. `--int8` takes what was made of some of them, or makes it first, quantizes it and the
-original alike, and compares the three. Rows are kept in docs/results.json with the machine and the day; a run
-measures what is not there yet, `--fresh` all that it is asked for.
+original alike, and compares the three. Rows are kept beside the page, docs/results.md, with the machine and
+the day; a run measures what is not there yet, `--fresh` all that it is asked for. `--out` writes another
+page, with rows of its own.
 """
 
 from __future__ import annotations
@@ -164,12 +165,14 @@ def main(
             if budget and str(ask) not in budget:
                 continue
             key = f"{target.name} {ask}"
-            missing = key not in results.rows or (int8 and not made_by(path, ask, work)[0].exists())
+            in_int8 = int8 and (fresh or key not in results.int8)
+            gone = in_int8 and not made_by(path, ask, work)[0].exists()
+            missing = gone or key not in results.rows
             if missing or (fresh and not int8):
                 print(f"== {key}", flush=True)
                 results.rows[key] = _measure(target, path, ask, shared, work, run)
                 write()
-            if int8 and (fresh or key not in results.int8):
+            if in_int8:
                 print(f"== {key} --int8", flush=True)
                 results.int8[key] = _measure_int8(target, path, ask, shared, work, run)
                 write()
@@ -197,7 +200,10 @@ def _models(shared: Path, references: Path, only: list[str] | None) -> list[tupl
 
 def made_by(model: Path, ask: Ask, work: Path) -> tuple[Path, Path, Path]:
     """Say where a converted model, its report and its comparison with the original lie."""
-    stem = model.stem + str(ask).replace(" --", "-").replace("--", "-").replace(" ", "")
+    trained_here = "trained-" if model.parent.name == "references" else ""
+    stem = (
+        trained_here + model.stem + str(ask).replace(" --", "-").replace("--", "-").replace(" ", "")
+    )
     small, report, comparison = (
         work / f"{stem}{end}" for end in (".onnx", ".json", "-against.json")
     )

@@ -163,8 +163,9 @@ def page(results: Results, asked: Mapping[str, bool]) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `make reference` (`python -m tools.reference`); every row is one `twofold convert` on",
-        "the calibration images and one `twofold validate` on the validation images.",
+        "Written by `python -m tools.reference`; every row is one `twofold convert` on the calibration",
+        "images and one `twofold validate` on the validation images. `make reference` measures them on",
+        "your machine, into `references/results.md`.",
         "",
         "- Calibration: 2,000 unlabelled training images. Accuracy: top-1 on the validation images, with the",
         "  standard error of the paired difference. No number was swept on them, but the trials behind the",

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from converter.calibration.moments import Moments
 from converter.calibration.patches import (
     Floats,
-    Geometry,
+    ResponseShape,
     Tensors,
-    geometry_of,
     patch_chunks,
+    response_shape,
     rows_at,
 )
 from converter.errors import CalibrationError
 from passes.layers import Layer
 
-__all__ = ["Batch", "Draw", "Inputs", "PatchGatherer", "Sample", "TargetGatherer", "require_finite"]
+__all__ = ["Draw", "Fed", "Inputs", "PatchGatherer", "Sample", "TargetGatherer", "require_finite"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Fed:
     """Tensors of one batch of `fed` images, of which the first `count` are real."""
 
     tensors: Tensors
@@ -96,7 +96,7 @@ class Batch:
 class Draw:
     """Where the patches of a layer are sampled, before anything is recorded there."""
 
-    geometry: Geometry
+    geometry: ResponseShape
     positions: NDArray[np.int64]  # (images, per)
 
     @property
@@ -117,11 +117,11 @@ class TargetGatherer:
         self._moments = Moments.none(draw.geometry.outputs)
         self._done = 0
 
-    def add(self, tensors: Tensors, batch: Batch, first: int, index: int) -> None:
+    def add(self, tensors: Tensors, batch: Fed, first: int, index: int) -> None:
         """Take the positions of the next images, from number `first` on, out of the batch's tensors."""
         layer = self.layer
         response = tensors[layer.response]
-        if geometry_of(layer, response, batch.fed) != self._geometry:
+        if response_shape(layer, response, batch.fed) != self._geometry:
             raise CalibrationError(
                 f"layer {layer.name!r} answers with other shapes in batch {index} than before; "
                 "give samples of one size, or leave the layer out of the conversion"
@@ -171,7 +171,7 @@ class PatchGatherer:
         layer = self._layer
         return [layer.input] if layer.shortcut is None else [layer.input, layer.shortcut]
 
-    def add(self, tensors: Tensors, batch: Batch, first: int, index: int) -> None:
+    def add(self, tensors: Tensors, batch: Fed, first: int, index: int) -> None:
         """Take the positions of the images from `first` on out of the batch's tensors."""
         layer = self._layer
         positions = self._sample.positions[first : first + batch.count]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from converter.errors import CalibrationError
 from passes.layers import Layer
 
-__all__ = ["Floats", "Geometry", "Tensors", "geometry_of", "patch_chunks", "rows_at"]
+__all__ = ["Floats", "ResponseShape", "Tensors", "patch_chunks", "response_shape", "rows_at"]
 
 Floats: TypeAlias = NDArray[np.float32]
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
@@ -23,7 +23,7 @@ CHUNK_BYTES = 2**26  # patches that are gathered at once
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ResponseShape:
     """Shape of a response: `fold` blocks of `spatial` positions for each image, N outputs."""
 
     fold: int
@@ -37,7 +37,7 @@ class Geometry:
         return self.fold * math.prod(self.spatial)
 
 
-def geometry_of(layer: Layer, response: NDArray[Any], fed: int) -> Geometry:
+def response_shape(layer: Layer, response: NDArray[Any], fed: int) -> ResponseShape:
     """Read the shape of a response to `fed` images; raise where it has no such shape."""
     assert layer.weight is not None, "listed layers that can be converted have a weight"
     blocks = _blocks(layer.op, response)
@@ -49,7 +49,7 @@ def geometry_of(layer: Layer, response: NDArray[Any], fed: int) -> Geometry:
         )
     conv = layer.op == "Conv"
     spatial = response.shape[2:] if conv else ()
-    return Geometry(
+    return ResponseShape(
         fold=len(blocks) // fed,
         spatial=spatial,
         out_shape=spatial if conv else response.shape[1:-1],

@@ -27,15 +27,21 @@ import onnx
 from numpy.typing import NDArray
 
 from converter.calibration.gather import (
-    Batch,
     Draw,
+    Fed,
     Inputs,
     PatchGatherer,
     Sample,
     TargetGatherer,
     require_finite,
 )
-from converter.calibration.patches import Floats, Geometry, Tensors, geometry_of, patch_chunks
+from converter.calibration.patches import (
+    Floats,
+    ResponseShape,
+    Tensors,
+    patch_chunks,
+    response_shape,
+)
 from converter.calibration.segment import Segment, frontier_of, provenance_of
 from converter.calibration.sets import CalibrationSet, padded
 from converter.calibration.subset import Subset
@@ -56,7 +62,7 @@ class _Cut:
     """The tensors that the rest of a graph needs, for all images, and what they were made by."""
 
     names: tuple[str, ...]
-    batches: list[Batch]
+    batches: list[Fed]
     provenance: str
 
     @property
@@ -197,7 +203,7 @@ class Recorder:
         self._cut = None
         segment = self._answering(model, layers)
         probe, tensors = self._probe(segment)
-        geometries = [geometry_of(layer, tensors[layer.response], probe.fed) for layer in layers]
+        geometries = [response_shape(layer, tensors[layer.response], probe.fed) for layer in layers]
         quota = self._quota(geometries)
         self._draws = {
             layer.name: Draw(geometry, self._positions(geometry, quota, index))
@@ -330,7 +336,7 @@ class Recorder:
         patches = PatchGatherer(layer, sample, basis)
         frontier = frontier_of(model.graph, layer)
         segment, cut = self._segment(model, frontier, patches.wanted)
-        kept: list[Batch] = []
+        kept: list[Fed] = []
         held, fits = 0 if cut is None else cut.nbytes, False
         for index, first, batch in self._numbered(self._source(model, cut)):
             tensors = segment.run(batch.tensors)
@@ -340,10 +346,10 @@ class Recorder:
             if index == 0:
                 fits = self._fits(ahead, batch.fed)
             if fits:
-                kept.append(Batch(ahead, batch.count, batch.fed))
+                kept.append(Fed(ahead, batch.count, batch.fed))
                 held += _bytes_of(ahead)
             if fits and cut is not None:  # the new cut replaces the old one batch by batch
-                cut.batches[index] = Batch({}, 0, 0)
+                cut.batches[index] = Fed({}, 0, 0)
                 held -= given
             patches.add(tensors, batch, first, index)
             _advance(progress, batch.count)
@@ -374,7 +380,7 @@ class Recorder:
 
     # What runs ------------------------------------------------------------------------------
 
-    def _batches(self, names: Sequence[str], size: int) -> Generator[Batch, None, None]:
+    def _batches(self, names: Sequence[str], size: int) -> Generator[Fed, None, None]:
         """Give the calibration set batch by batch, filled up where the batch is fixed."""
         seen = 0
         for batch in self._data.batches(size):
@@ -391,14 +397,14 @@ class Recorder:
                 )
             tensors = {name: batch.feeds[name] for name in names}
             fed = len(next(iter(tensors.values())))
-            yield Batch(tensors, batch.count, fed)
+            yield Fed(tensors, batch.count, fed)
         if seen != self._images:
             raise CalibrationError(
                 f"the calibration set gave {seen} samples where it announced {self._images}; "
                 "give a set that always gives the same ones"
             )
 
-    def _numbered(self, batches: Iterable[Batch]) -> Iterator[tuple[int, int, Batch]]:
+    def _numbered(self, batches: Iterable[Fed]) -> Iterator[tuple[int, int, Fed]]:
         """Give batches with their number and that of their first image, both in the whole set."""
         first = self._start
         for index, batch in enumerate(batches, self._start // self._batch):
@@ -430,7 +436,7 @@ class Recorder:
         names = [each.name for each in model_inputs(model)]
         return Segment(model, names, tensors, self._runtime), None
 
-    def _source(self, model: onnx.ModelProto, cut: _Cut | None) -> Iterator[Batch]:
+    def _source(self, model: onnx.ModelProto, cut: _Cut | None) -> Iterator[Fed]:
         if cut is None:
             return self._batches([each.name for each in model_inputs(model)], self._batch)
         return (cut.batches[index] for index in range(len(cut.batches)))
@@ -441,7 +447,7 @@ class Recorder:
     def _half(self) -> int:
         return self._settings.memory_mib * _MIB // 2
 
-    def _probe(self, segment: Segment) -> tuple[Batch, Tensors]:
+    def _probe(self, segment: Segment) -> tuple[Fed, Tensors]:
         """Run the first images for the shapes; settle a batch whose tensors fit into a quarter."""
         with closing(self._batches(segment.given, self._fixed or 1)) as batches:
             probe = next(batches)
@@ -456,7 +462,7 @@ class Recorder:
             self._batch = fitting
         return probe, tensors
 
-    def _quota(self, geometries: Sequence[Geometry]) -> int:
+    def _quota(self, geometries: Sequence[ResponseShape]) -> int:
         """Return the most positions of an image that are sampled, the same for all layers."""
 
         def targets(per: int) -> int:
@@ -479,7 +485,7 @@ class Recorder:
             )
         return per
 
-    def _positions(self, geometry: Geometry, quota: int, index: int) -> NDArray[np.int64]:
+    def _positions(self, geometry: ResponseShape, quota: int, index: int) -> NDArray[np.int64]:
         """Draw positions of each image: one out of each of `per` parts of equal length."""
         per = min(geometry.positions, quota)
         edges = np.arange(per + 1, dtype=np.int64) * geometry.positions // per
@@ -501,7 +507,7 @@ def _bytes_of(tensors: Tensors) -> int:
     return sum(int(array.nbytes) for array in tensors.values())
 
 
-def _fresh_bytes(tensors: Tensors, batch: Batch) -> int:
+def _fresh_bytes(tensors: Tensors, batch: Fed) -> int:
     """Bytes of what was computed from a batch; what was passed through does not count."""
     return sum(int(tensors[name].nbytes) for name in tensors if name not in batch.tensors)
 

@@ -4,8 +4,9 @@ An image is seen in a few variants, flipped and shifted otherwise in each pass. 
 variant is kept, and not computed again when that one's turn comes once more: at a seventh of the
 multiply-accumulates, the original has two thirds of those of a step.
 
-Where the answers are means over an image and its mirror image, they are the same for both: each variant is
-seen in one pass as it is and in the next one turned round, and the original is asked in the first alone.
+Where all answers are means over an image and its mirror image, they are the same for both. If images are
+flipped and answers kept, each variant is then seen in one pass as it is and in the next one turned round,
+and the original is asked in the first alone.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class Lessons:
             self._room() if earlier is None else (earlier._known, earlier._answers)
         )
         self.variants = len(self._known) or None
+        # what is no score of a class, as a map, is another one for the mirror image
+        scores_alone = all(each.ndim == 3 and each.shape[2] >= 2 for each in self._answers.values())
+        flipped = networks.mirrored and "flip" in settings.augment
+        self._turns = 2 if flipped and scores_alone else 1
 
     def _room(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Make room for answers, none where they are too many, and for which of them are known."""
@@ -117,8 +122,7 @@ class Lessons:
 
     def _seen_as(self, seen: int) -> tuple[int, bool, bool]:
         """Say in which variant a pass sees images, whether turned round, and whether for the first time."""
-        turns = 2 if self._networks.mirrored and "flip" in self._settings.augment else 1
         if self.variants is None:
             return seen, False, True
-        variant, turn = divmod(seen % (turns * self.variants), turns)
-        return variant, turn == 1, seen < turns * self.variants and turn == 0
+        variant, turn = divmod(seen % (self._turns * self.variants), self._turns)
+        return variant, turn == 1, seen < self._turns * self.variants and turn == 0

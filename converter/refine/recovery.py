@@ -96,18 +96,31 @@ class Recovered:
         return plain
 
 
-def require_recoverable(original: onnx.ModelProto, settings: RecoverySettings) -> None:
+def require_recoverable(
+    original: onnx.ModelProto, data: CalibrationSet, settings: RecoverySettings
+) -> None:
     """Refuse at once, before anything is converted, what could not be trained afterwards.
+
+    Parameters
+    ----------
+    original : onnx.ModelProto
+    data : CalibrationSet
+        Images; the first few are read.
+    settings : RecoverySettings
 
     Raises
     ------
     ConfigError
-        Where the model takes batches of one size only.
-    UnsupportedOperatorError, ModelError
+        Where the model takes batches of one size only, or as `recover`.
+    UnsupportedOperatorError, ModelError, CalibrationError
         As `recover`.
     """
     _require_free_batch(original)
-    Networks(original, original, settings.device)
+    networks = Networks(original, original, settings.device, mirrored=settings.mirrored)
+    first = next(iter(data.batches(CHECKED)), None)
+    if first is not None:
+        some = Images({name: feed[: first.count] for name, feed in first.feeds.items()})
+        _require_teachable(networks, some, settings)
 
 
 def _require_free_batch(model: onnx.ModelProto) -> None:
@@ -228,15 +241,15 @@ class Teacher:
 
         Raises
         ------
-        UnsupportedOperatorError, ModelError, CalibrationError, SolverError
+        UnsupportedOperatorError, ModelError, CalibrationError, ConfigError, SolverError
             As `recover`.
         """
         settings, runtime = self._settings.of_share(share), self._runtime
         networks = Networks(self._original, converted, settings.device, mirrored=settings.mirrored)
         networks.check(self._images.batch(slice(0, CHECKED), settings.device), runtime)
         notes = self._notes
+        _require_teachable(networks, self._images, settings)
         if settings.mirrored:
-            _require_images_with_scores(networks, self._images, settings)
             notes += (MIRRORED,)
         if settings.labels:
             _require_classes(networks, self._images, settings)
@@ -295,17 +308,22 @@ def _went_on(training: Training) -> tuple[str, ...]:
     return (f"the run went on from step {training.step} of an earlier one",)
 
 
-def _require_images_with_scores(
-    networks: Networks, images: Images, settings: RecoverySettings
-) -> None:
-    """Refuse to learn from mirror images where there are none, or nothing of theirs could be averaged."""
-    if not holds_images(images.batch(slice(0, CHECKED), settings.device)):
-        raise ConfigError("no input of the model takes images to mirror; leave --mirrored out")
-    if not _scores(networks, images, settings):
+def _require_teachable(networks: Networks, images: Images, settings: RecoverySettings) -> None:
+    """Refuse mirror images and labels where nothing of the model has to do with them."""
+    if settings.mirrored and not holds_images(images.batch(slice(0, CHECKED), settings.device)):
+        raise ConfigError(
+            "no input of the model takes floating-point images to mirror; leave --mirrored out"
+        )
+    if not (settings.mirrored or settings.labels) or _scores(networks, images, settings):
+        return
+    if settings.mirrored:
         raise ConfigError(
             "no output of the model holds scores of classes, which alone are the same for a mirror image; "
             "leave --mirrored out"
         )
+    raise CalibrationError(
+        "no output of the model holds scores of classes, so labels say nothing; leave --labels out"
+    )
 
 
 def _scores(networks: Networks, images: Images, settings: RecoverySettings) -> list[Tensor]:
@@ -315,12 +333,8 @@ def _scores(networks: Networks, images: Images, settings: RecoverySettings) -> l
 
 
 def _require_classes(networks: Networks, images: Images, settings: RecoverySettings) -> None:
-    """Refuse labels that no output has scores for."""
+    """Refuse labels of classes that the model has no scores for."""
     scores = _scores(networks, images, settings)
-    if not scores:
-        raise CalibrationError(
-            "no output of the model holds scores of classes, so labels say nothing; leave --labels out"
-        )
     assert images.labels is not None, "asked for where the images are read"
     highest, classes = int(images.labels.max()), scores[0].shape[1]
     if int(images.labels.min()) < 0 or highest >= classes:

@@ -32,7 +32,6 @@ from converter.solver.problem import DAMPING
 from converter.solver.prox import truncate
 
 __all__ = [
-    "CONJUGATE_STEPS",
     "Factors",
     "Groups",
     "Quadratic",

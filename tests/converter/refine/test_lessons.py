@@ -26,11 +26,14 @@ TEXT = """<ir_version: 8, opset_import: ["": 17]>
     }"""
 
 
+WITH_A_MAP = TEXT.replace("(float[n, 5] y)", "(float[n, 5] y, float[n, 5, 6, 6] h)")
+
+
 class Counted:
     """Two networks that count how often the original is asked."""
 
-    def __init__(self, *, mirrored: bool = False) -> None:
-        model = onnx.parser.parse_model(TEXT)
+    def __init__(self, text: str = TEXT, *, mirrored: bool = False) -> None:
+        model = onnx.parser.parse_model(text)
         del model.graph.initializer[:]
         values = np.random.default_rng(0).standard_normal((5, 3, 3, 3)).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(values, "a"))
@@ -44,8 +47,8 @@ class Counted:
         return self._networks.original(feeds)
 
 
-def lessons(**changes: object) -> tuple[Lessons, Counted]:
-    networks = Counted(mirrored=changes.get("mirrored") is True)
+def lessons(text: str = TEXT, **changes: object) -> tuple[Lessons, Counted]:
+    networks = Counted(text, mirrored=changes.get("mirrored") is True)
     pictures = np.random.default_rng(1).standard_normal((23, 3, 8, 8)).astype(np.float32)
     settings = RecoverySettings(epochs=1, **changes)  # type: ignore[arg-type]
     made = Lessons(networks, Images({"x": pictures}), settings)  # type: ignore[arg-type]
@@ -120,3 +123,12 @@ def test_an_image_and_its_mirror_image_have_one_answer() -> None:
     for first, second in zip(passes[::2], passes[1::2], strict=True):
         for row in first.keys() & second.keys():
             assert torch.equal(second[row], first[row].flip(2))
+
+
+def test_a_map_is_another_one_for_the_mirror_image() -> None:
+    made, networks = lessons(WITH_A_MAP, mirrored=True)
+    for step in range(4 * 2 * VARIANTS):
+        _, feeds, answers = made.lesson(step, 5, nullcontext())
+        expected = networks._networks.original(feeds)
+        for name in ("y", "h"):
+            torch.testing.assert_close(answers[name], expected[name], rtol=1e-5, atol=1e-6)

@@ -306,7 +306,7 @@ def test_it_learns_the_mean_of_the_answers_to_mirror_images(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("(float[n, 7, 8, 8] x) => (float[n, 5, 8, 8] y)", "takes images to mirror"),
+        ("(float[n, 7, 8, 8] x) => (float[n, 5, 8, 8] y)", "takes floating-point images to mirror"),
         ("(float[n, 3, 8, 8] x) => (float[n, 5, 8, 8] y)", "holds scores of classes"),
     ],
 )
@@ -322,15 +322,15 @@ def test_nothing_to_mirror(tmp_path: Path, text: str, said: str) -> None:
     save_model(model, tmp_path / "model.onnx")
     given = np.random.default_rng(0).standard_normal((40, channels, 8, 8)).astype(np.float32)
     np.save(tmp_path / "images.npy", given)
+    model_file, images, out = (tmp_path / name for name in ("model.onnx", "images.npy", "out.onnx"))
+    asked = settings(mirrored=True)
     with pytest.raises(ConfigError, match=said):
-        converter.recover(
-            tmp_path / "model.onnx",
-            tmp_path / "model.onnx",
-            tmp_path / "images.npy",
-            tmp_path / "out.onnx",
-            settings(mirrored=True),
-            runtime=RUNTIME,
+        converter.recover(model_file, model_file, images, out, asked, runtime=RUNTIME)
+    with pytest.raises(ConfigError, match=said):
+        converter.convert(
+            model_file, images, out, converter.Budget(macs=1.1), timing=False, recovery=asked
         )
+    assert not out.exists()
 
 
 def test_labels_must_be_there(files: tuple[Path, Path, Path]) -> None:
