@@ -67,6 +67,12 @@ def output_channels(model: onnx.ModelProto) -> dict[str, int]:
     return {name: axes.pop() for name, axes in found.items() if len(axes) == 1}
 
 
+def _kernels(model: onnx.ModelProto) -> set[str]:
+    """Name the weights that are more than a vector; what is added is none, of whatever shape."""
+    wide = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    return wide & {node.input[1] for node in model.graph.node if node.op_type in _LINEAR}
+
+
 class Networks:
     """Two networks with the same inputs and outputs, and some inner responses that both have.
 
@@ -128,8 +134,8 @@ class Networks:
             raise ModelError("the converted model has no float32 weight that could be trained")
         self._scaled = output_channels(converted) if scales else {}
         if scales:
-            ranks = {tensor.name: len(tensor.dims) for tensor in converted.graph.initializer}
-            weights = [name for name in weights if ranks[name] == 1]
+            kernels = _kernels(converted)
+            weights = [name for name in weights if name not in kernels]
         self._graphs = (
             TorchGraph(original, device, [*first.values(), *self.inner]),
             TorchGraph(

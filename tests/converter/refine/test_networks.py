@@ -97,6 +97,16 @@ def test_factors_of_channels_start_as_they_are_and_have_their_gradients() -> Non
     np.testing.assert_array_equal(written["a"], given["a"])
 
 
+def test_a_bias_of_one_row_is_trained_beside_the_factors() -> None:
+    model = small(1)
+    for tensor in model.graph.initializer:
+        if tensor.name == "d":
+            tensor.dims[:] = [1, 5]
+    networks = Networks(small(), model, scales=True)
+    shapes = {name: tuple(each.shape) for name, each in networks.parameters.items()}
+    assert shapes == {"a": (6, 1, 1, 1), "b": (6,), "c": (5, 1), "d": (1, 5)}
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     networks = Networks(small(), small(1))
     networks.converted(images())["y"].square().sum().backward()
