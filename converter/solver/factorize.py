@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from converter.solver.best import Best
 from converter.solver.problem import Coordinates, Patches, Problem, factor_of
 from converter.solver.prox import response_prox, truncate
 from converter.solver.solution import Iteration, Solution, Status
@@ -21,9 +22,6 @@ __all__ = ["Allowance", "Structure", "data_svd", "effects_of_rank", "plain_svd",
 
 POLISH_PENALTY = 0.25
 """Of the prox; with 1 a round goes half the way, and with 0.05 fits on a VGG-16 ended where they do so."""
-POLISH_GAIN = 0.005
-"""A round that lowers the error on unseen patches by less than this share of it is the last: all later
-ones together gained less than 1 % on the layers of a VGG-16."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def polish(
     seen = coordinates.seen if most is None else coordinates.seen.thinned(most)
     block = SupportBlock(coordinates, structure.support) if structure.support else None
     target, bias = _linear_target(coordinates, seen)
-    best: tuple[float, Tensor, Tensor, Tensor | None, Tensor] | None = None
+    best = Best[tuple[Tensor, Tensor, Tensor | None, Tensor]]()
     sparse: Tensor | None = None
     left = right = torch.zeros(0)
     for step in range(rounds + 1):
@@ -181,18 +179,16 @@ def polish(
             matrix = matrix + sparse @ block.taps
         judged = unseen if len(unseen.q) else seen
         error = coordinates.error(judged, coordinates.respond(judged, matrix, bias))
-        before = math.inf if best is None else best[0]
-        if error < before or best is None:
-            best = error, left, right, sparse, bias
-        last = step == rounds or error > before * (1 - POLISH_GAIN)
-        if last or problem.activation.kind == "identity":
+        worth_another = best.take(error, (left, right, sparse, bias))
+        if not worth_another or step == rounds or problem.activation.kind == "identity":
             break
         response = coordinates.respond(seen, matrix, bias)
         wanted = response_prox(problem.activation, seen.wanted, response, POLISH_PENALTY)
         moved = wanted - response
         shift = moved.mean(0)
         target, bias = matrix + coordinates.regress(seen, moved - shift), bias + shift
-    _, left, right, sparse, bias = best  # type: ignore[misc]  # the loop runs at least once
+    assert best.made is not None, "the loop runs at least once"
+    left, right, sparse, bias = best.made
     return _finish(coordinates, left, right, sparse, structure.support, bias, "closed form", block)
 
 

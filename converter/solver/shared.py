@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from converter.errors import SolverError
-from converter.solver.factorize import POLISH_GAIN, POLISH_PENALTY
+from converter.solver.best import Best
+from converter.solver.factorize import POLISH_PENALTY
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import Patches, Problem, caution, damping, metric_roots
 from converter.solver.prox import activate, response_prox
@@ -163,7 +164,7 @@ def polish_shared(
         kept = Support(fit.gram, problem.taps, chosen)
         quadratic = quadratic.within(kept.beside(fit.gram))
         first = quadratic.start(problem.weight, ranks[0])
-    best: tuple[float, Parts, Tensor] | None = None
+    best = Best[tuple[Parts, Tensor]]()
     products: Tensor | None = None
     for step in range(rounds + 1):
         target = quadratic.grouped(cross if kept is None else kept.unreached(cross))
@@ -174,17 +175,14 @@ def polish_shared(
         parts = Parts(factors, kept, sparse)
         judged = fit.unseen if len(fit.unseen.q) else fit.seen
         error = fit.error(judged, fit.respond(judged, parts, bias))
-        before = math.inf if best is None else best[0]
-        if error < before or best is None:
-            best = error, parts, bias
-        last = step == rounds or error > before * (1 - POLISH_GAIN)
-        if last or problem.activation.kind == "identity":
+        worth_another = best.take(error, (parts, bias))
+        if not worth_another or step == rounds or problem.activation.kind == "identity":
             break
         # beside S, L is fitted in a metric of its own, whose products are not those of G
         cross, bias = fit.moved_target(parts, bias, products if kept is None else None)
-    assert best is not None, "the loop runs at least once"
-    error, parts, bias = best
-    if not math.isfinite(error):
+    assert best.made is not None, "the loop runs at least once"
+    parts, bias = best.made
+    if not math.isfinite(best.error):
         raise SolverError("the fit became infinite or NaN; lower the learning from outliers")
     factors, sparse = parts.factors, parts.sparse
     nothing = torch.zeros(len(problem.weight), 0).to(problem.weight)
@@ -199,7 +197,7 @@ def polish_shared(
         factors=_balanced(chain),
         bias=fit.plain_bias(parts, bias),
         fitted=fit.error(fit.seen, fit.respond(fit.seen, parts, bias)),
-        unseen=error if len(fit.unseen.q) else 0.0,
+        unseen=best.error if len(fit.unseen.q) else 0.0,
         status="closed form",
     )
 
