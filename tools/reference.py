@@ -111,7 +111,7 @@ TARGETS = (
             Ask(("--params", "4.9"), 0.0, "10m"),
             Ask(("--params", "4.9", "--mirrored"), 0.0, "12m"),
             Ask(("--macs", "4"), 0.4, "10m", int8=(2.0, 2.5)),
-            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "30m", int8=(2.0, 2.5)),
+            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "20m", int8=(2.0, 2.5)),
         ),
     ),
     Target(
