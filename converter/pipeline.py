@@ -218,6 +218,7 @@ def convert(
             *prepared.recorder.notes,
             *measured,
             *done.notes,
+            *(() if recovered is None else recovered.notes),
             *kept_notes,
         ),
         settings={

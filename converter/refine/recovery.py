@@ -19,7 +19,7 @@ from converter.calibration.sets import CalibrationSet, fixed_batch
 from converter.config import RecoverySettings, Runtime
 from converter.errors import CalibrationError, ConfigError
 from converter.progress import SILENT, Progress
-from converter.refine.images import Images, holds_images, load_images
+from converter.refine.images import Images, holds_images, load_images, mirror_images
 from converter.refine.judge import Judge, Judgement
 from converter.refine.lessons import Lessons
 from converter.refine.loss import holds_scores
@@ -40,6 +40,10 @@ MIRRORED = (
     "scores follow the mean of the original's for an image and for its mirror image; agreement is with the "
     "former alone"
 )
+ASKED = 200
+ALIKE = 0.9
+"""Images that are mirrored to see whether left and right are alike, and the share of equal classes from which
+they seem to be."""
 CHECKED = 4
 """Images on which torch is compared with onnxruntime."""
 
@@ -249,8 +253,7 @@ class Teacher:
         networks.check(self._images.batch(slice(0, CHECKED), settings.device), runtime)
         notes = self._notes
         _require_teachable(networks, self._images, settings)
-        if settings.mirrored:
-            notes += (MIRRORED,)
+        notes += (MIRRORED,) if settings.mirrored else self._hint(networks)
         if settings.labels:
             _require_classes(networks, self._images, settings)
 
@@ -301,6 +304,23 @@ class Teacher:
             precision=training.precision,
             inner=networks.inner,
             notes=notes,
+        )
+
+    def _hint(self, networks: Networks) -> tuple[str, ...]:
+        """Tell of --mirrored where left and right seem to be alike; only a person knows whether they are."""
+        feeds = self._held_out.batch(slice(0, ASKED), self._settings.device)
+        if not holds_images(feeds):
+            return ()
+        plain, turned = networks.original(feeds), networks.original(mirror_images(feeds))
+        scores = next((name for name in networks.outputs if holds_scores(plain[name])), None)
+        if scores is None:
+            return ()
+        share = float((plain[scores].argmax(1) == turned[scores].argmax(1)).float().mean())
+        if share < ALIKE:
+            return ()
+        return (
+            f"the original gives {share:.0%} of images the class of their mirror images: if left and right "
+            "are alike in all of them, --mirrored may well make the result right more often",
         )
 
 
