@@ -165,9 +165,8 @@ def convert(
             )
             if recovered.improved:
                 save_model(recovered.model, out)
-        for part in range(
-            max(parts, 2)
-        ):  # an earlier run may have measured two parts where this has one
+        # an earlier run may have measured two parts where this has one
+        for part in range(max(parts, 2)):
             checkpoint_of(out, part).unlink(missing_ok=True)
 
     # likewise; last, since nothing can be fitted or trained any more

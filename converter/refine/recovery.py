@@ -40,10 +40,10 @@ MIRRORED = (
     "scores follow the mean of the original's for an image and for its mirror image; agreement is with the "
     "former alone"
 )
-ASKED = 200
+MIRRORED_TO_SEE = 200
+"""Images that are mirrored to see whether left and right are alike."""
 ALIKE = 0.9
-"""Images that are mirrored to see whether left and right are alike, and the share of equal classes from which
-they seem to be."""
+"""Share of equal classes from which they seem to be."""
 CHECKED = 4
 """Images on which torch is compared with onnxruntime."""
 
@@ -109,7 +109,7 @@ def require_recoverable(
     ----------
     original : onnx.ModelProto
     data : CalibrationSet
-        Images; the first few are read.
+        Images; the first few are read where the settings ask something of them.
     settings : RecoverySettings
 
     Raises
@@ -121,6 +121,8 @@ def require_recoverable(
     """
     _require_free_batch(original)
     networks = Networks(original, original, settings.device, mirrored=settings.mirrored)
+    if not (settings.mirrored or settings.labels):
+        return
     first = next(iter(data.batches(CHECKED)), None)
     if first is not None:
         some = Images({name: feed[: first.count] for name, feed in first.feeds.items()})
@@ -308,7 +310,7 @@ class Teacher:
 
     def _hint(self, networks: Networks) -> tuple[str, ...]:
         """Tell of --mirrored where left and right seem to be alike; only a person knows whether they are."""
-        feeds = self._held_out.batch(slice(0, ASKED), self._settings.device)
+        feeds = self._held_out.batch(slice(0, MIRRORED_TO_SEE), self._settings.device)
         if not holds_images(feeds):
             return ()
         plain, turned = networks.original(feeds), networks.original(mirror_images(feeds))
