@@ -20,7 +20,7 @@ from converter.model_file import save_model
 from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
 from converter.planner.choice import frontier
 from converter.planner.measurements import Measurements
-from converter.planner.milliseconds import LatencyModel
+from converter.planner.milliseconds.model import LatencyModel
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT
 from converter.realisation import rewritten

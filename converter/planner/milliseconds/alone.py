@@ -1,0 +1,114 @@
+"""Layers measured alone, on CUDA, each as a small model of its own, all its forms in turns.
+
+There a profile shows when kernels were started, not how long they ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from converter.config import Runtime
+from converter.latency import measure_latency
+from converter.planner.milliseconds.measured import Feeds, Measured, Replace, with_forms
+from converter.planner.milliseconds.shelf import Shelf
+from converter.progress import Progress
+from converter.runtime import open_session, run
+from converter.schemes.form import KEEP, Form
+from passes.expose import extract
+from passes.layers import Layer
+
+__all__ = ["measured_alone"]
+
+_LEAST_RUNS = 5
+_ALONE_SECONDS = 0.1
+_IDLE = "idle"
+
+
+def measured_alone(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    wanted: Mapping[str, Sequence[Form]],
+    replace: Replace,
+    feeds: Feeds,
+    runtime: Runtime,
+    shelf: Shelf,
+    progress: Progress,
+) -> Measured:
+    """Time the original, then each layer in the forms that are still to be measured; see `measure_layers`."""
+    groups = shelf.alike(layers)
+    shapes = _entry_shapes(model, [group[0] for group in groups], feeds, runtime)
+    with progress.stage("measure layers", len(groups) + 1) as advance:
+        whole = measure_latency({"original": model}, feeds, runtime, rounds=_LEAST_RUNS)
+        advance(1, "the original")
+        for group in groups:
+            forms = dict.fromkeys([KEEP, *(form for layer in group for form in wanted[layer.name])])
+            missing = [form for form in forms if shelf.known(group[0], form) is None]
+            if missing:
+                times = _forms_alone(model, group[0], missing, replace, shapes, runtime)
+                for form, taken in times.items():
+                    shelf.note(group[0], form, taken)
+            advance(1, group[0].name)
+    wall = whole["original"].median_ms
+    kept = [shelf.seen(layer, KEEP) or shelf.known(layer, KEEP) or 0.0 for layer in layers]
+    # Alone, each layer waits for its own start and end; in a row they overlap.
+    factor = min(1.0, wall / sum(kept)) if sum(kept) > 0 else 1.0
+    return Measured(factor, 1.0, max(wall - factor * sum(kept), 0.0))
+
+
+def _forms_alone(
+    model: onnx.ModelProto,
+    layer: Layer,
+    forms: Sequence[Form],
+    replace: Replace,
+    shapes: Mapping[str, tuple[int, ...]],
+    runtime: Runtime,
+) -> dict[Form, float]:
+    """Milliseconds of one layer in each form, timed in turns as models of their own."""
+    entries = _entries(layer)
+    part = extract(model, entries, [layer.activated])
+    models: dict[str, onnx.ModelProto | Path | bytes] = {_IDLE: _idle(part)}
+    for form in forms:
+        changes = {} if form == KEEP else {layer.name: form}
+        models[str(form)] = with_forms(part, [layer], changes, replace)
+    generator = np.random.default_rng(0)
+    feeds = {name: generator.random(shapes[name], np.float32) for name in entries}
+    # Many sessions are open, and their spinning threads would take the cores from each other.
+    times = measure_latency(
+        models, feeds, runtime, seconds=_ALONE_SECONDS, rounds=_LEAST_RUNS, spinning=False
+    )
+    idle = times[_IDLE].median_ms
+    return {form: max(times[str(form)].median_ms - idle, 0.0) for form in forms}
+
+
+def _entries(layer: Layer) -> list[str]:
+    """Tensors that a layer and what follows it read."""
+    return list(dict.fromkeys([layer.input, *([layer.shortcut] if layer.shortcut else [])]))
+
+
+def _entry_shapes(
+    model: onnx.ModelProto, layers: Sequence[Layer], feeds: Feeds, runtime: Runtime
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the layers read, as they really are: from one run on `feeds`.
+
+    One layer after another, since all tensors of a large batch may not fit into the memory.
+    """
+    shapes = {name: feed.shape for name, feed in feeds.items()}
+    for name in dict.fromkeys(name for layer in layers for name in _entries(layer)):
+        if name not in shapes:
+            part = extract(model, list(feeds), [name])
+            (value,) = run(open_session(part, runtime), [name], feeds)
+            shapes[name] = value.shape
+    return shapes
+
+
+def _idle(part: onnx.ModelProto) -> onnx.ModelProto:
+    """Make a model with the inputs of `part` that does nothing: what a call costs by itself."""
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [None])
+    node = helper.make_node("Shape", [part.graph.input[0].name], ["shape"])
+    graph = helper.make_graph([node], "idle", part.graph.input, [shape])
+    return helper.make_model(graph, opset_imports=part.opset_import, ir_version=part.ir_version)
