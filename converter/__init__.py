@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from converter.outcome import Conversion, Drop, LayerOutcome, Probe, Search
     from converter.quantization.quantizing import Quantized
     from converter.refine.recovery import Recovered
-    from converter.validation import Validation
+    from converter.validation.findings import Validation
 
     __version__: str
 
@@ -122,7 +122,7 @@ _LAZY = {
     "Quantized": "converter.quantization.quantizing",
     "Recovered": "converter.refine.recovery",
     "Search": "converter.outcome",
-    "Validation": "converter.validation",
+    "Validation": "converter.validation.findings",
     "Verdict": "converter.gates",
     "Verified": "converter.front",
 }
@@ -618,10 +618,10 @@ def _compared(
     progress: Progress,
 ) -> tuple[CalibrationSet, Validation]:
     """Open the images and compare two models on them; see `validate`."""
-    from converter import validation
     from converter.calibration.opening import has_classes, open_calibration_set
     from converter.model_file import load_model
     from converter.runtime import model_inputs
+    from converter.validation import pipeline
 
     chosen = open_calibration_set(
         source,
@@ -631,7 +631,7 @@ def _compared(
         labels=has_classes(source) if labels is None else labels,
     )
     with _Comparing(progress, len(chosen)) as compared:
-        return chosen, validation.validate(
+        return chosen, pipeline.validate(
             original,
             converted,
             chosen,

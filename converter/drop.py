@@ -16,7 +16,8 @@ from converter.config import Preprocessing, Runtime
 from converter.errors import CalibrationError
 from converter.outcome import Drop
 from converter.progress import Progress
-from converter.validation import Validation, validate
+from converter.validation.findings import Validation
+from converter.validation.pipeline import validate
 
 __all__ = ["HELD_BACK_EVERY", "Evaluation", "drop_of", "held_back", "measure_drop", "set_apart"]
 
@@ -115,7 +116,7 @@ def measure_drop(
     Raises
     ------
     ValidationError, ModelError, CalibrationError, ConfigError
-        As `converter.validation.validate`.
+        As `converter.validation.pipeline.validate`.
     """
     with progress.stage("compare with the original", len(data)) as advance:
         seen = 0

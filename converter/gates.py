@@ -18,7 +18,7 @@ from converter.calibration.opening import has_classes
 from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import Gates
 from converter.errors import ConfigError
-from converter.validation import Latency, Validation
+from converter.validation.findings import Latency, Validation
 
 __all__ = ["GateResult", "Verdict", "judge", "require_judgeable"]
 

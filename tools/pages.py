@@ -32,8 +32,8 @@ from converter.quantization.quantizing import InTurns
 from converter.quantization.search import LeftInFloat, Trial
 from converter.refine.judge import Judgement
 from converter.solver.solution import Iteration
-from converter.validation import Accuracy, Agreement, OutputComparison, Size
-from converter.validation import Latency as Compared
+from converter.validation.findings import Accuracy, Agreement, OutputComparison, Size
+from converter.validation.findings import Latency as Compared
 from converter.worst import WorstImage
 from passes.base import Change as PassChange
 from passes.base import PassResult, Skip

@@ -37,7 +37,7 @@ from converter.model_file import load_model, save_model, write_text_atomically
 from converter.planner.cost import count_cost
 from converter.preparation import normalised
 from converter.runtime import machine, model_inputs
-from converter.validation import Latency
+from converter.validation.findings import Latency
 from passes.base import run_passes
 from passes.exchange import export_model, import_graph
 from passes.layers import find_layers

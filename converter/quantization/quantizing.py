@@ -29,7 +29,7 @@ from converter.quantization.ranges import collect_ranges
 from converter.quantization.recording import Recording
 from converter.quantization.search import Found, LeftInFloat, Trial, search_int8
 from converter.runtime import weight_bytes
-from converter.validation import common_interface
+from converter.validation.interface import common_interface
 from passes.precision import precision_of
 
 __all__ = ["InTurns", "Quantized", "quantize", "require_quantizable"]

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
     from converter.quantization.quantizing import Quantized
     from converter.refine.recovery import Recovered
-    from converter.validation import Latency as Comparison
-    from converter.validation import OutputComparison, Validation
+    from converter.validation.findings import Latency as Comparison
+    from converter.validation.findings import OutputComparison, Validation
 
 __all__ = [
     "ConsoleProgress",

@@ -14,7 +14,7 @@ from converter.calibration.sets import CalibrationSet, ModelInput
 from converter.config import Preprocessing
 from converter.drop import Evaluation, drop_of, set_apart
 from converter.errors import CalibrationError
-from converter.validation import Accuracy, Agreement, OutputComparison, Size, Validation
+from converter.validation.findings import Accuracy, Agreement, OutputComparison, Size, Validation
 
 INPUT = (ModelInput("x", ("n", 2), np.dtype(np.float32)),)
 SIZE = Size(bytes=1, params=1, macs=1, uncounted=())

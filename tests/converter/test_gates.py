@@ -21,7 +21,7 @@ from converter.gates import GateResult, judge, require_judgeable
 from converter.latency import Speedup, Timing
 from converter.model_file import file_digest
 from converter.report.files import report_text
-from converter.validation import (
+from converter.validation.findings import (
     Accuracy,
     Agreement,
     Latency,

@@ -26,7 +26,7 @@ from converter.report.console import (
     print_validation,
     printable,
 )
-from converter.validation import (
+from converter.validation.findings import (
     Accuracy,
     Agreement,
     Latency,

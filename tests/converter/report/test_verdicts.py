@@ -15,7 +15,7 @@ from converter.gates import GateResult, Verdict
 from converter.report.console import print_verdict
 from converter.report.junit import write_junit
 from converter.report.markdown import append_summary, verdict_markdown
-from converter.validation import Size, Validation
+from converter.validation.findings import Size, Validation
 
 SIZE = Size(1, 1, 1, ())
 VERDICT = Verdict(

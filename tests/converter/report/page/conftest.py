@@ -20,7 +20,7 @@ from converter.outcome import Conversion, Drop, LayerOutcome, Stage
 from converter.outcome import Latency as Timed
 from converter.report.files import report_text
 from converter.solver.solution import Iteration
-from converter.validation import (
+from converter.validation.findings import (
     Accuracy,
     Agreement,
     Latency,

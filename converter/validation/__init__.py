@@ -1,0 +1,1 @@
+"""Original against converted under onnxruntime: error, agreement, accuracy, latency, size, cost."""
