@@ -374,7 +374,7 @@ class RecoverySettings:
     Attributes
     ----------
     seconds : float or None, default None
-        Time that the training takes, above 0; not beside `epochs`.
+        Time that the training takes, judging on held-out images within it, above 0; not beside `epochs`.
     epochs : float or None, default None
         How often it goes through the images, above 0.
     batch : int, default 64

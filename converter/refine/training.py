@@ -6,6 +6,7 @@ steps and falls along a cosine to nothing at the end of the time or of the epoch
 held-out images, and kept, is a running mean of the weights (Polyak and Juditsky, 1992), since single steps
 are noisy. A network that answers nearly as its original does is only shaken by steps of that size: as long as
 nothing is gained, each judgement takes it back to where it was, and goes on with a third of the rate.
+A judgement that would take too much of a limited time is left out.
 
 A checkpoint is one `.npz` file of plain arrays. It appears whole or not at all, and is used only by a run
 with the same models, images and settings; such a run sees the images that the first would have seen.
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["SHRINK", "Status", "Training"]
 
 JUDGEMENTS = 20
-"""How often the weights are judged over the whole time."""
+"""How often the weights are judged over the whole time, at most."""
+JUDGED_SHARE = 0.2
+"""Share of a limited time that judging may take: where images are large, it is done less often."""
 PATIENCE = 5
 """Judgements without a gain after which it ends early; those of the first half, where steps are large and a
 gain may yet come, do not count."""
@@ -92,6 +95,7 @@ class Training:
         import torch
 
         self.batch = min(self.settings.batch, len(self.images))
+        self._judging: list[float] = []  # seconds of each judgement
         # what the original answers to the held-out images stays: it is asked once
         self._wanted = []
         for rows in self.held_out.in_order(JUDGED_TOGETHER):
@@ -139,16 +143,23 @@ class Training:
                 shown = self._shown(advance, shown)
                 if self.done * JUDGEMENTS >= self.judged + 1 or self.passed >= 1.0:
                     self.judged = int(self.done * JUDGEMENTS)
-                    if not self._keep_best() and not self.gained and self.passed < 1.0:
+                    ends = self.passed >= 1.0
+                    judges = ends or self._has_time_to_judge()
+                    if judges and not self._keep_best() and not self.gained and not ends:
                         self._start_over()
                     if checkpoint is not None:
                         self._write(checkpoint, key)
                     if self.idle >= PATIENCE:
                         status = "ended early"
                         break
-                    last = time.monotonic()  # what judging takes is not part of the limit
             advance(1000 - shown)
         return status
+
+    def _has_time_to_judge(self) -> bool:
+        """Whether judging once more leaves the training its share of a limited time."""
+        if self.settings.seconds is None:
+            return True
+        return sum(self._judging) + max(self._judging, default=0.0) <= JUDGED_SHARE * self.seconds
 
     def _start_over(self) -> None:
         """Take the weights back to the best, forget the gradients, and go on with a smaller rate."""
@@ -277,6 +288,20 @@ class Training:
 
     def _keep_best(self) -> bool:
         """Judge the running mean on the held-out images; keep it, and say so, where it is the best so far."""
+        started = time.monotonic()
+        loss_now = self._judged_mean()
+        self._judging.append(time.monotonic() - started)
+        better = loss_now < self.best_loss
+        if better:
+            self.gained = not math.isinf(self.best_loss)
+            self.best_loss, self.idle = loss_now, 0
+            self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
+        elif self.passed > 0.5:
+            self.idle += 1
+        return better
+
+    def _judged_mean(self) -> float:
+        """Loss of the running mean of the weights on the held-out images."""
         import torch
 
         parameters = self.networks.parameters
@@ -294,15 +319,7 @@ class Training:
                 total += float(loss) * (rows.stop - rows.start)
             for name, value in parameters.items():
                 value.copy_(now[name])
-        loss_now = total / len(self.held_out)
-        better = loss_now < self.best_loss
-        if better:
-            self.gained = not math.isinf(self.best_loss)
-            self.best_loss, self.idle = loss_now, 0
-            self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
-        elif self.passed > 0.5:
-            self.idle += 1
-        return better
+        return total / len(self.held_out)
 
     def _write(self, path: Path, key: str) -> None:
         arrays: dict[str, NDArray[Any]] = {}

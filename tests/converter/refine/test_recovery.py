@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,29 @@ def test_it_ends_with_the_time(
     )
     assert found.status == "time limit"
     assert 0.5 <= found.seconds < 10.0
+
+
+def test_slow_judging_leaves_the_training_its_time(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    judged, judged_mean = [], module.Training._judged_mean
+
+    def slowly(training: module.Training) -> float:
+        judged.append(training.done)
+        time.sleep(0.1)
+        return judged_mean(training)
+
+    monkeypatch.setattr(module.Training, "_judged_mean", slowly)
+    limited = settings(epochs=None, seconds=1.2)
+    found = converter.recover(
+        original, damaged, images, original.parent / "out.onnx", limited, runtime=RUNTIME
+    )
+    # of 21 times: at first, once when a fifth of what has passed is two of them, and in the end
+    assert 2 <= len(judged) <= 3
+    assert judged[-1] >= 1
+    assert found.status == "time limit"
+    assert found.improved
 
 
 def test_it_ends_early_where_nothing_is_gained(
