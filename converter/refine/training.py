@@ -233,13 +233,14 @@ class Training:
     ) -> Tensor:
         from torch.nn import functional
 
-        found = {name: value.float() for name, value in found.items()}
-        wanted = {name: value.float() for name, value in wanted.items()}
         outputs = self.networks.outputs
+        # maps are large, and even a weight of 0 would have its cost; where answers were kept there are none
+        asked = self.networks.inner if self.settings.features > 0 else ()
+        inner = [name for name in asked if name in wanted]
+        found = {name: found[name].float() for name in (*outputs, *inner)}
+        wanted = {name: wanted[name].float() for name in (*outputs, *inner)}
         loss = answers_differ(found, wanted, outputs, self.settings.temperature)
-        for name in self.networks.inner:
-            if name not in wanted:  # the original was not run
-                continue
+        for name in inner:
             share = self.settings.features / len(self.networks.inner)
             loss = loss + share * relative_error(found[name], wanted[name])
         if self.settings.labels:
