@@ -29,8 +29,8 @@ from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency,
 from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
+from converter.planner.milliseconds.forms import Point
 from converter.planner.milliseconds.measure import measure_layers
-from converter.planner.milliseconds.measured import Point
 from converter.planner.milliseconds.model import LatencyModel
 from converter.preparation import Clock, Prepared, Start, prepare, target_batch
 from converter.progress import Progress

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from converter.config import Runtime
 from converter.latency import measure_latency
-from converter.planner.milliseconds.measured import Feeds, Measured, Replace, with_forms
+from converter.planner.milliseconds.forms import Feeds, Measured, Replace, with_forms
 from converter.planner.milliseconds.shelf import Shelf
 from converter.progress import Progress
 from converter.runtime import open_session, run

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from converter.config import Runtime
-from converter.planner.milliseconds.measured import Feeds, Measured, Replace, with_forms
+from converter.planner.milliseconds.forms import Feeds, Measured, Replace, with_forms
 from converter.planner.milliseconds.owners import by_layer
 from converter.planner.milliseconds.profiling import Profile, profile_overhead, profiled
 from converter.planner.milliseconds.shelf import Shelf

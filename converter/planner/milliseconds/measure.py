@@ -13,8 +13,8 @@ import onnx
 from converter.config import Target
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds.alone import measured_alone
+from converter.planner.milliseconds.forms import Feeds, Point, Replace
 from converter.planner.milliseconds.in_place import measured_in_place
-from converter.planner.milliseconds.measured import Feeds, Point, Replace
 from converter.planner.milliseconds.model import LatencyModel, curves
 from converter.planner.milliseconds.shelf import Shelf, context
 from converter.progress import SILENT, Progress

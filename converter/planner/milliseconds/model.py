@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.planner.milliseconds.measured import Measured, Point
+from converter.planner.milliseconds.forms import Measured, Point
 from converter.planner.milliseconds.shelf import Shelf
 from converter.schemes.form import KEEP, Form
 from passes.layers import Layer

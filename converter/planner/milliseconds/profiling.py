@@ -18,7 +18,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from converter.config import Runtime
-from converter.planner.milliseconds.measured import Feeds
+from converter.planner.milliseconds.forms import Feeds
 from converter.runtime import run, session_with
 
 __all__ = ["Profile", "profile_overhead", "profiled"]

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from converter.config import Target
 from converter.planner.measurements import measurement_key
-from converter.planner.milliseconds.measured import Feeds
+from converter.planner.milliseconds.forms import Feeds
 from converter.runtime import machine
 from converter.schemes.form import Form
 from passes.base import run_passes

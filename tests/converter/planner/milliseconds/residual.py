@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from converter.config import Runtime, Target
-from converter.planner.milliseconds.measured import Point
+from converter.planner.milliseconds.forms import Point
 from converter.schemes.form import Form
 from passes.base import run_passes
 from passes.exchange import import_graph

@@ -11,8 +11,8 @@ import pytest
 from converter.latency import measure_latency
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds import alone, in_place
+from converter.planner.milliseconds.forms import Point
 from converter.planner.milliseconds.measure import measure_layers
-from converter.planner.milliseconds.measured import Point
 from converter.planner.milliseconds.model import LatencyModel
 from converter.planner.milliseconds.owners import by_layer
 from converter.planner.milliseconds.profiling import Profile, profiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from onnx import helper
 
-from converter.planner.milliseconds.measured import with_forms
+from converter.planner.milliseconds.forms import with_forms
 from converter.planner.milliseconds.owners import Owners, by_layer
 from converter.planner.milliseconds.profiling import Profile, profiled
 from tests.converter.planner.milliseconds.residual import (

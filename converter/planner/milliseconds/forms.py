@@ -1,4 +1,4 @@
-"""What the two ways to measure share: how a form is put into a model, and what comes of measuring."""
+"""How a form is put into a model to be measured, in either way, and what comes of measuring."""
 
 from __future__ import annotations
 
