@@ -5,6 +5,7 @@ There a profile shows when kernels were started, not how long they ran.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from converter.config import Runtime
 from converter.latency import measure_latency
-from converter.planner.milliseconds.forms import Feeds, Measured, Replace, with_forms
+from converter.planner.milliseconds.forms import Measured, Subject, with_forms
 from converter.planner.milliseconds.shelf import Shelf
 from converter.progress import Progress
 from converter.runtime import open_session, run
@@ -29,28 +29,25 @@ _ALONE_SECONDS = 0.1
 _IDLE = "idle"
 
 
-def measured_alone(
-    model: onnx.ModelProto,
-    layers: Sequence[Layer],
-    wanted: Mapping[str, Sequence[Form]],
-    replace: Replace,
-    feeds: Feeds,
-    runtime: Runtime,
-    shelf: Shelf,
-    progress: Progress,
-) -> Measured:
+def measured_alone(subject: Subject, shelf: Shelf, progress: Progress) -> Measured:
     """Time the original, then each layer in the forms that are still to be measured; see `measure_layers`."""
+    layers = subject.layers
     groups = shelf.alike(layers)
-    shapes = _entry_shapes(model, [group[0] for group in groups], feeds, runtime)
+    shapes = _entry_shapes(subject, [group[0] for group in groups])
     with progress.stage("measure layers", len(groups) + 1) as advance:
-        whole = measure_latency({"original": model}, feeds, runtime, rounds=_LEAST_RUNS)
+        whole = measure_latency(
+            {"original": subject.model}, subject.feeds, subject.runtime, rounds=_LEAST_RUNS
+        )
         advance(1, "the original")
         for group in groups:
-            forms = dict.fromkeys([KEEP, *(form for layer in group for form in wanted[layer.name])])
-            missing = [form for form in forms if shelf.known(group[0], form) is None]
+            wanted = (form for layer in group for form in subject.wanted[layer.name])
+            missing = [
+                form
+                for form in dict.fromkeys([KEEP, *wanted])
+                if shelf.known(group[0], form) is None
+            ]
             if missing:
-                times = _forms_alone(model, group[0], missing, replace, shapes, runtime)
-                for form, taken in times.items():
+                for form, taken in _forms_alone(subject, group[0], missing, shapes).items():
                     shelf.note(group[0], form, taken)
             advance(1, group[0].name)
     wall = whole["original"].median_ms
@@ -61,25 +58,20 @@ def measured_alone(
 
 
 def _forms_alone(
-    model: onnx.ModelProto,
-    layer: Layer,
-    forms: Sequence[Form],
-    replace: Replace,
-    shapes: Mapping[str, tuple[int, ...]],
-    runtime: Runtime,
+    subject: Subject, layer: Layer, forms: Sequence[Form], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Form, float]:
     """Milliseconds of one layer in each form, timed in turns as models of their own."""
     entries = _entries(layer)
-    part = extract(model, entries, [layer.activated])
+    part = extract(subject.model, entries, [layer.activated])
     models: dict[str, onnx.ModelProto | Path | bytes] = {_IDLE: _idle(part)}
+    small = dataclasses.replace(subject, model=part, layers=(layer,))
     for form in forms:
-        changes = {} if form == KEEP else {layer.name: form}
-        models[str(form)] = with_forms(part, [layer], changes, replace)
+        models[str(form)] = with_forms(small, {} if form == KEEP else {layer.name: form})
     generator = np.random.default_rng(0)
     feeds = {name: generator.random(shapes[name], np.float32) for name in entries}
     # Many sessions are open, and their spinning threads would take the cores from each other.
     times = measure_latency(
-        models, feeds, runtime, seconds=_ALONE_SECONDS, rounds=_LEAST_RUNS, spinning=False
+        models, feeds, subject.runtime, seconds=_ALONE_SECONDS, rounds=_LEAST_RUNS, spinning=False
     )
     idle = times[_IDLE].median_ms
     return {form: max(times[str(form)].median_ms - idle, 0.0) for form in forms}
@@ -90,18 +82,17 @@ def _entries(layer: Layer) -> list[str]:
     return list(dict.fromkeys([layer.input, *([layer.shortcut] if layer.shortcut else [])]))
 
 
-def _entry_shapes(
-    model: onnx.ModelProto, layers: Sequence[Layer], feeds: Feeds, runtime: Runtime
-) -> dict[str, tuple[int, ...]]:
+def _entry_shapes(subject: Subject, layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
     """Shapes of what the layers read, as they really are: from one run on `feeds`.
 
     One layer after another, since all tensors of a large batch may not fit into the memory.
     """
+    feeds = subject.feeds
     shapes = {name: feed.shape for name, feed in feeds.items()}
     for name in dict.fromkeys(name for layer in layers for name in _entries(layer)):
         if name not in shapes:
-            part = extract(model, list(feeds), [name])
-            (value,) = run(open_session(part, runtime), [name], feeds)
+            part = extract(subject.model, list(feeds), [name])
+            (value,) = run(open_session(part, subject.runtime), [name], feeds)
             shapes[name] = value.shape
     return shapes
 

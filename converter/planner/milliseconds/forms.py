@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import onnx
 from numpy.typing import NDArray
 
+from converter.config import Runtime
 from converter.schemes.form import Form
 from passes.base import run_passes
 from passes.exchange import export_model, import_graph
@@ -16,13 +17,39 @@ from passes.layers import Layer
 from passes.reorder_sums import ReorderSums
 from passes.split import Branches, Split
 
-__all__ = ["Feeds", "Measured", "Point", "Replace", "with_forms"]
+__all__ = ["Feeds", "Measured", "Point", "Replace", "Subject", "with_forms"]
 
 Point: TypeAlias = tuple[Form, float]
 """A form, and its multiply-accumulates for one sample."""
 Replace: TypeAlias = Callable[[Layer, Form], Branches]
 """Gives branches of a form's shapes; their values do not matter, but must not be denormal."""
 Feeds: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured, and under what.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+        The normalised original; it is not changed.
+    layers : tuple of Layer
+    wanted : dict of str to list of Form
+        Forms to measure, by layer.
+    replace : callable
+        Gives the branches of a layer in a form.
+    feeds : mapping of str to ndarray
+        One batch.
+    runtime : Runtime
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    wanted: Mapping[str, Sequence[Form]]
+    replace: Replace
+    feeds: Feeds
+    runtime: Runtime
 
 
 @dataclass(frozen=True)
@@ -47,15 +74,13 @@ class Measured:
     notes: tuple[str, ...] = ()
 
 
-def with_forms(
-    model: onnx.ModelProto, layers: Sequence[Layer], forms: Mapping[str, Form], replace: Replace
-) -> onnx.ModelProto:
+def with_forms(subject: Subject, forms: Mapping[str, Form]) -> onnx.ModelProto:
     """Return a copy of the model with some layers replaced, and nodes named after what they write."""
-    graph = import_graph(model)
-    changed = [layer for layer in layers if layer.name in forms]
+    graph = import_graph(subject.model)
+    changed = [layer for layer in subject.layers if layer.name in forms]
     if changed:
-        splits = [Split(layer, replace(layer, forms[layer.name])) for layer in changed]
+        splits = [Split(layer, subject.replace(layer, forms[layer.name])) for layer in changed]
         run_passes(graph, [*splits, ReorderSums()])
     for node in graph.nodes:  # their own names may be empty, or stand for several nodes
         node.name = next((tensor.name for tensor in node.outputs if tensor.name), node.name)
-    return export_model(graph, model)
+    return export_model(graph, subject.model)

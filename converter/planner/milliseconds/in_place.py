@@ -12,15 +12,13 @@ to the times of whole runs of all sessions, robustly, since other programs distu
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from converter.config import Runtime
-from converter.planner.milliseconds.forms import Feeds, Measured, Replace, with_forms
+from converter.planner.milliseconds.forms import Measured, Subject, with_forms
 from converter.planner.milliseconds.owners import by_layer
 from converter.planner.milliseconds.profiling import Profile, profile_overhead, profiled
 from converter.planner.milliseconds.shelf import Shelf
@@ -42,26 +40,16 @@ _BUSY_MS = 0.3
 """In shorter runs the call itself has a share."""
 
 
-def measured_in_place(
-    model: onnx.ModelProto,
-    layers: Sequence[Layer],
-    wanted: Mapping[str, Sequence[Form]],
-    replace: Replace,
-    feeds: Feeds,
-    runtime: Runtime,
-    shelf: Shelf,
-    progress: Progress,
-) -> Measured:
+def measured_in_place(subject: Subject, shelf: Shelf, progress: Progress) -> Measured:
     """Profile the original, then sessions in which the layers have forms to measure; see `measure_layers`."""
-    rounds = _rounds(layers, wanted, shelf)
+    layers, runtime = subject.layers, subject.runtime
+    rounds = _rounds(subject, shelf)
     profiles = []
     with progress.stage("measure layers", len(rounds)) as advance:
         for forms in rounds:
             seconds = _RUN_SECONDS if forms else 3 * _RUN_SECONDS
             # no name for the copy here: `profiled` lets go of it as soon as its session is open
-            profiles.append(
-                profiled(with_forms(model, layers, forms, replace), feeds, runtime, seconds)
-            )
+            profiles.append(profiled(with_forms(subject, forms), subject.feeds, runtime, seconds))
             advance(1, f"{len(forms)} layers changed")
     overhead, factor = _fitted(profiles, profile_overhead(runtime))
     rests = []
@@ -101,16 +89,14 @@ def _fitted(profiles: Sequence[Profile], expected: float) -> tuple[float, float]
     return float(fit.x[1]) * expected, float(fit.x[0])
 
 
-def _rounds(
-    layers: Sequence[Layer], wanted: Mapping[str, Sequence[Form]], shelf: Shelf
-) -> list[dict[str, Form]]:
+def _rounds(subject: Subject, shelf: Shelf) -> list[dict[str, Form]]:
     """Share out the forms that are still to be measured: for each session, the form of each layer.
 
     The first has none: it is the original. Layers that are alike divide their forms among them.
     """
     rounds: list[dict[str, Form]] = [{}]
-    for group in shelf.alike(layers):
-        forms = dict.fromkeys(form for layer in group for form in wanted[layer.name])
+    for group in shelf.alike(subject.layers):
+        forms = dict.fromkeys(form for layer in group for form in subject.wanted[layer.name])
         missing = [form for form in forms if form != KEEP and shelf.known(group[0], form) is None]
         for index, form in enumerate(missing):
             number = 1 + index // len(group)

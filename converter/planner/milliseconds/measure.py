@@ -13,7 +13,7 @@ import onnx
 from converter.config import Target
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds.alone import measured_alone
-from converter.planner.milliseconds.forms import Feeds, Point, Replace
+from converter.planner.milliseconds.forms import Feeds, Point, Replace, Subject
 from converter.planner.milliseconds.in_place import measured_in_place
 from converter.planner.milliseconds.model import LatencyModel, curves
 from converter.planner.milliseconds.shelf import Shelf, context
@@ -62,17 +62,15 @@ def measure_layers(
     ConfigError, ModelError, CalibrationError
         As `converter.runtime.open_session` and `converter.runtime.run`.
     """
-    runtime = target.runtime
-    alone = runtime.provider == "cuda" if alone is None else alone
+    alone = target.runtime.provider == "cuda" if alone is None else alone
     shared = context(target, alone=alone)
     shelf = Shelf(model, layers, feeds, cache.read(shared))
     wanted = {
         layer.name: list(dict.fromkeys(form for form, _ in points.get(layer.name, ())))
         for layer in layers
     }
-    measured = (measured_alone if alone else measured_in_place)(
-        model, layers, wanted, replace, feeds, runtime, shelf, progress
-    )
+    subject = Subject(model, tuple(layers), wanted, replace, feeds, target.runtime)
+    measured = (measured_alone if alone else measured_in_place)(subject, shelf, progress)
     cache.write(shared, shelf.new)
     found, missing = curves(layers, points, shelf, measured)
     return LatencyModel(measured.rest_ms, found, (*missing, *measured.notes, *cache.notes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from onnx import helper
 
-from converter.planner.milliseconds.forms import with_forms
+from converter.planner.milliseconds.forms import Subject, with_forms
 from converter.planner.milliseconds.owners import Owners, by_layer
 from converter.planner.milliseconds.profiling import Profile, profiled
 from tests.converter.planner.milliseconds.residual import (
@@ -23,8 +23,8 @@ def test_every_node_of_the_optimised_graph_is_counted_once(support: int) -> None
     model = network()
     layers = layers_of(model)
     forms = {layer.name: channel(layer, 6, min(support, 8))[0] for layer in layers}
-    changed = with_forms(model, layers, forms, replace)
-    profile = profiled(changed, FEEDS, TARGET.runtime, 0.01)
+    subject = Subject(model, tuple(layers), {}, replace, FEEDS, TARGET.runtime)
+    profile = profiled(with_forms(subject, forms), FEEDS, TARGET.runtime, 0.01)
     times = by_layer(profile, layers, 0.0)
     assert set(times) == {layer.name for layer in layers}
     assert {node.name for node in profile.graph.node} == set(profile.nodes)
