@@ -37,6 +37,7 @@ from converter.errors import ConfigError, ConverterError
 from converter.latency import measure_latency, speedup
 from converter.model_file import load_model, write_text_atomically
 from converter.quantization.half import in_float16
+from converter.report.words import interval
 from converter.runtime import machine, model_inputs, open_session, run
 from models import NETWORKS, build, export_onnx, initialise
 from tools.reference import ROOT
@@ -626,7 +627,7 @@ def _line(row: Row) -> str:
     return (
         f"| {row.model} | {row.wish} | {row.macs:.2f} | {row.replaced} of {row.layers} | {row.batch} | "
         f"{row.precision} | {row.original_ms:.2f} | {row.converted_ms:.2f} | "
-        f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f}) | {off} | {difference} | {row.seconds:.0f} |"
+        f"{interval(row.ratio, row.low, row.high)} | {off} | {difference} | {row.seconds:.0f} |"
     )
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from converter.model_file import write_text_atomically
+from converter.report.words import interval
 from converter.runtime import machine
 from models import NETWORKS, build, export_onnx, initialise
 from tools.reference import ROOT, run_twofold
@@ -153,7 +154,7 @@ def page(rows: list[Row]) -> str:
     ]
     lines += [
         f"| {row.network} | `{row.budget}` | {row.macs:.2f} | {row.params:.2f} | "
-        f"{row.speedup:.2f} ({row.low:.2f}–{row.high:.2f}) | {row.realised:.2f} | "
+        f"{interval(row.speedup, row.low, row.high)} | {row.realised:.2f} | "
         f"{100 * row.off:+.0f} % | {row.seconds:.0f} | {row.memory_mib:,.0f} |"
         for row in rows
     ]

@@ -27,6 +27,7 @@ from converter.config import Budget, CalibrationSettings, Runtime, Target
 from converter.errors import ConfigError
 from converter.latency import measure_latency, speedup
 from converter.model_file import load_model, write_text_atomically
+from converter.report.words import interval
 from converter.runtime import machine, model_inputs
 from tools.reference import ROOT, TARGETS
 
@@ -221,7 +222,7 @@ def page(rows: list[Row], seed: int) -> str:
         verdict = " **slower**" if row.slower else ""
         lines.append(
             f"| {row.model} | `{row.asked}` | {row.replaced} | {row.claimed:.2f} | "
-            f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f}){verdict} |"
+            f"{interval(row.ratio, row.low, row.high)}{verdict} |"
         )
     return "\n".join(lines) + "\n"
 

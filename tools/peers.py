@@ -36,6 +36,7 @@ from converter.config import Budget, Preprocessing
 from converter.model_file import load_model, save_model, write_text_atomically
 from converter.planner.cost import count_cost
 from converter.preparation import normalised
+from converter.report.words import interval
 from converter.runtime import machine, model_inputs
 from converter.validation.findings import Latency
 from passes.base import run_passes
@@ -595,15 +596,10 @@ def page(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.model}, MACs ÷ {row.budget:g} | {METHODS[row.method].label} | {row.macs:.2f} | "
             f"{row.file:.2f} | {row.images:,} | {row.before:.2f} % | {row.after:.2f} % | "
-            f"{row.after - row.before:+.2f} ± {row.error:.2f} | {_interval(row.batch_1)} | "
-            f"{_interval(row.batch_32)} | {row.seconds:.0f} | {row.setting} |"
+            f"{row.after - row.before:+.2f} ± {row.error:.2f} | {interval(*row.batch_1)} | "
+            f"{interval(*row.batch_32)} | {row.seconds:.0f} | {row.setting} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _interval(speed: Sequence[float]) -> str:
-    ratio, low, high = speed
-    return f"{ratio:.2f} ({low:.2f}–{high:.2f})"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import typer
 
 from converter.config import Preprocessing, preprocessing_from_options
 from converter.model_file import write_text_atomically
+from converter.report.words import interval
 from tools.results_page import Int8Row, Results, Row, Run, page, this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -319,8 +320,7 @@ def train_images(data: Path, work: Path) -> Path:
 
 
 def _speed(entry: dict[str, Any]) -> str:
-    ratio = entry["speedup"]
-    return f"{ratio['ratio']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+    return interval(**entry["speedup"])
 
 
 def run_twofold(*arguments: str, probe: Path) -> float:

@@ -156,6 +156,6 @@ def convert(
 
             write_page(html, conversion.to_dict())
         if not quiet:
-            from converter.report.console import print_conversion
+            from converter.report.console.conversion import print_conversion
 
             print_conversion(conversion, [each for each in (report, html) if each is not None])

@@ -27,7 +27,7 @@ def diff(
     with one_sentence():
         check_outputs([json], read=[first, second])
         difference = converter.diff(first, second)
-        from converter.report.console import print_difference
+        from converter.report.console.difference import print_difference
         from converter.report.files import write_report
 
         if json is not None:

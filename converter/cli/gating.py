@@ -128,7 +128,7 @@ def judge(
         seconds=seconds,
         progress=progress_of(quiet=quiet),
     )
-    from converter.report.console import print_verdict
+    from converter.report.console.validation import print_verdict
     from converter.report.files import write_report
 
     if json is not None:

@@ -41,7 +41,7 @@ def init(
         sides = Preprocessing() if size is None else preprocessing_from_options(size=size)
         inspection = converter.inspect(model, sides.size)
         from converter.model_file import write_text_atomically
-        from converter.report.console import print_written
+        from converter.report.console.output import print_written
         from converter.report.files import write_report
 
         path = Path(os.path.relpath(model, target.parent)).as_posix()

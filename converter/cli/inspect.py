@@ -26,7 +26,7 @@ def inspect(
         check_outputs([json], read=[model])
         sides = Preprocessing() if size is None else preprocessing_from_options(size=size)
         inspection = converter.inspect(model, sides.size)
-        from converter.report.console import print_inspection
+        from converter.report.console.inspection import print_inspection
         from converter.report.files import write_report
 
         if json is not None:

@@ -60,7 +60,7 @@ def plan(
                 executor=executor,
                 progress=progress_of(quiet=quiet),
             )
-        from converter.report.console import print_front
+        from converter.report.console.front import print_front
         from converter.report.files import write_report
 
         if json is not None:

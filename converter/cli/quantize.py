@@ -68,7 +68,7 @@ def quantize(
             timing=timing,
             progress=progress_of(quiet=quiet),
         )
-        from converter.report.console import print_quantization
+        from converter.report.console.quantization import print_quantization
         from converter.report.files import write_report
 
         if json is not None:

@@ -67,7 +67,7 @@ def recover(
             checkpoint=checkpoint,
             progress=progress_of(quiet=quiet),
         )
-        from converter.report.console import print_recovery
+        from converter.report.console.recovery import print_recovery
         from converter.report.files import write_report
 
         if json is not None:

@@ -37,6 +37,6 @@ def report(
             validation=None if validation is None else read_report(validation),
         )
         if not quiet:
-            from converter.report.console import print_written
+            from converter.report.console.output import print_written
 
             print_written([out])

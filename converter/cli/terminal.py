@@ -94,7 +94,7 @@ def _debug() -> None:
 
 def say(text: str) -> None:
     """Print a message on standard error."""
-    from converter.report.console import print_message
+    from converter.report.console.output import print_message
 
     print_message(text)
 
@@ -103,6 +103,7 @@ def progress_of(*, quiet: bool) -> Progress:
     """Give what shows progress on standard error, or nothing where it is to be quiet."""
     if quiet:
         return SILENT
-    from converter.report.console import ConsoleProgress, output_console
+    from converter.report.console.output import output_console
+    from converter.report.console.progress import ConsoleProgress
 
     return ConsoleProgress(output_console(stderr=True))

@@ -71,7 +71,7 @@ def validate(
             runtime=running.runtime(),
             progress=progress_of(quiet=quiet),
         )
-        from converter.report.console import print_validation
+        from converter.report.console.validation import print_validation
         from converter.report.files import write_report
 
         if json is not None:

@@ -8,7 +8,7 @@ from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
 from converter.gates import Verdict
 from converter.model_file import write_bytes_atomically
-from converter.report.console import printable
+from converter.report.words import printable
 
 __all__ = ["write_junit"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converter.errors import ConfigError
 from converter.gates import Verdict
-from converter.report.console import printable
+from converter.report.words import printable
 
 __all__ = ["append_summary", "verdict_markdown"]
 

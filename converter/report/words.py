@@ -8,6 +8,7 @@ __all__ = [
     "count",
     "effect",
     "factor",
+    "interval",
     "mebibytes",
     "milliseconds",
     "printable",
@@ -47,6 +48,11 @@ def effect(share: float) -> str:
 def factor(reduction: float | None) -> str:
     """Say how many times smaller: ÷ 2.00."""
     return "–" if reduction is None else f"÷ {reduction:.2f}"
+
+
+def interval(ratio: float, low: float, high: float) -> str:
+    """Give a ratio with its bounds: 3.00 (2.90–3.10)."""
+    return f"{ratio:.2f} ({low:.2f}–{high:.2f})"
 
 
 def signed_points(drop: float, standard_error: float) -> str:

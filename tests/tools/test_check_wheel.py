@@ -31,7 +31,8 @@ def test_complete_wheel_passes(tmp_path: Path, complete: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", ["converter/report/console.py", "passes/py.typed", "converter/report/page/page.css"]
+    "lost",
+    ["converter/report/console/output.py", "passes/py.typed", "converter/report/page/page.css"],
 )
 def test_missing_file(tmp_path: Path, complete: list[str], lost: str) -> None:
     complete.remove(lost)

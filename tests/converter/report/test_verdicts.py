@@ -12,7 +12,7 @@ from rich.console import Console
 
 from converter.errors import ConfigError
 from converter.gates import GateResult, Verdict
-from converter.report.console import print_verdict
+from converter.report.console.validation import print_verdict
 from converter.report.junit import write_junit
 from converter.report.markdown import append_summary, verdict_markdown
 from converter.validation.findings import Size, Validation

@@ -1,0 +1,1 @@
+"""What the terminal shows: a file for each kind of result, and one for progress."""
