@@ -1,4 +1,4 @@
-"""Settings are validated where they are made."""
+"""A budget that reduces nothing is refused."""
 
 from __future__ import annotations
 
