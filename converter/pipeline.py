@@ -6,15 +6,17 @@ import dataclasses
 import functools
 import resource
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 
 from converter.attempt import meet
 from converter.calibration.opening import open_calibration_set
-from converter.calibration.sets import CalibrationSet, DataReader
+from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
 from converter.config import (
     Budget,
     CalibrationSettings,
@@ -31,7 +33,7 @@ from converter.gradual import go_on_from_parts, shares_of
 from converter.model_file import check_output_path, load_model, model_digest, save_model
 from converter.outcome import Conversion, Drop
 from converter.pace import begin
-from converter.preparation import Clock, Prepared
+from converter.preparation import Clock, Prepared, normalised
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
 from converter.quantization.quantizing import Quantized, quantize, require_quantizable
@@ -40,13 +42,16 @@ from converter.refine.recovery import Teacher, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 from converter.work import Work
+from passes.exchange import export_model
 
 __all__ = ["convert", "peak_memory_mib"]
+
+Source: TypeAlias = Path | DataReader | CalibrationSet
 
 
 def convert(
     model: Path,
-    calib: Path | DataReader | CalibrationSet,
+    calib: Source,
     out: Path,
     budget: Budget | None,
     *,
@@ -59,7 +64,7 @@ def convert(
     cache: Path | None = None,
     work: Path | None = None,
     recovery: RecoverySettings | None = None,
-    recover_images: Path | DataReader | CalibrationSet | None = None,
+    recover_images: Source | None = None,
     quantization: QuantizationSettings | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
@@ -79,17 +84,18 @@ def convert(
         inputs = model_inputs(source, label=str(model))
         if quantization is not None:
             require_quantizable(source, model, quantization, target.runtime)
-        data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
-        judged_on = None
         lessons = None
         if recovery is not None:
+            calib, learned_from = _read_once(calib, recover_images, inputs, preprocessing)
             lessons = open_calibration_set(
-                calib if recover_images is None else recover_images,
-                inputs,
-                preprocessing,
-                labels=recovery.labels,
+                learned_from, inputs, preprocessing, labels=recovery.labels
             )
-            require_recoverable(source, lessons, recovery)
+            # as it will be converted: what the exporter left in nodes is a weight then
+            as_converted = export_model(normalised(source, model)[0], source)
+            require_recoverable(as_converted, lessons, recovery)
+            del as_converted
+        data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
+        judged_on = None
         del source  # large ones are not held beside what is recorded
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
@@ -248,6 +254,16 @@ def convert(
         front=tuple(front),
         planned=predicted_point(prepared, paced, done.choice),
     )
+
+
+def _read_once(
+    calib: Source, others: Source | None, inputs: Sequence[ModelInput], preprocessing: Preprocessing
+) -> tuple[Source, Source]:
+    """Give where images come from to calibrate, and to learn; a reader for both may not start again."""
+    if isinstance(calib, Path) or others not in (None, calib):
+        return calib, calib if others is None else others
+    opened = open_calibration_set(calib, inputs, preprocessing)
+    return opened, opened
 
 
 def _within(

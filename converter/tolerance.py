@@ -113,8 +113,12 @@ def search(
     while gain is not None and len(probes) < PROBES:
         budget = Budget(macs=gain) if paced is None else Budget(speedup=gain)
         with progress.stage(f"try {gain:.2f} times, {len(probes) + 1} of {PROBES} at most", 1):
-            with clock.stage("choose"):
-                choice = plan(prepared, paced, budget)
+            try:
+                with clock.stage("choose"):
+                    choice = plan(prepared, paced, budget)
+            except ConfigError:  # a plan is asked for a little more than the budget says
+                gain = steps.below(gain)
+                continue
             done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
             with clock.stage("compare"):
                 drop = measure_drop(
@@ -177,8 +181,8 @@ class _Steps:
             self._failed = min(gain, self._failed or gain)
         if self._passed is not None and self._failed is not None:
             # noise may let a larger gain pass than one that failed: nothing lies between then
-            wide = self._failed / self._passed >= CLOSE
-            return math.sqrt(self._passed * self._failed) if wide else None
+            wide = min(self._failed, self._most) / self._passed >= CLOSE
+            return min(math.sqrt(self._passed * self._failed), self._most) if wide else None
         effect = math.exp(float(np.interp(math.log(gain), self._gains, self._effects)))
         if self._failed is None:
             room = max_drop / drop if drop > 0 else math.inf
@@ -188,6 +192,12 @@ class _Steps:
             return None
         excess = drop / max(max_drop, TINY)
         return self._allowed(min(self._gain_at(effect / _step(excess)), gain / CLOSE))
+
+    def below(self, gain: float) -> float | None:
+        """Take in that no plan gains so much; return what to try next, or None where that is enough."""
+        self._most = min(self._most, gain / CLOSE)
+        enough = LEAST_GAIN if self._passed is None else self._passed * CLOSE
+        return self._most if self._most >= enough else None
 
     def _gain_at(self, effect: float) -> float:
         return math.exp(float(np.interp(math.log(effect), self._effects, self._gains)))

@@ -7,7 +7,7 @@ An operator that is not in the table is refused by name, when the graph is built
 torch is imported where it is used: it takes seconds to load, and nothing but the fits needs it.
 """
 
-from converter.differentiable.graph import TorchGraph
+from converter.differentiable.graph import TorchGraph, needed_nodes
 from converter.differentiable.step import UnsupportedOperatorError
 
-__all__ = ["TorchGraph", "UnsupportedOperatorError"]
+__all__ = ["TorchGraph", "UnsupportedOperatorError", "needed_nodes"]

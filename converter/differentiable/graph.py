@@ -17,7 +17,7 @@ from converter.errors import CalibrationError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TorchGraph"]
+__all__ = ["TorchGraph", "needed_nodes"]
 
 _FIRST_OPSET = 7  # before it, Add and its like broadcast by attributes
 _OPERATORS = {**LAYERS, **TENSORS}
@@ -77,7 +77,7 @@ class TorchGraph:
         graph = model.graph
         opset = _opset_of(model)
         wanted = [value.name for value in graph.output] if outputs is None else list(outputs)
-        nodes = _needed_nodes(graph.node, wanted)
+        nodes = needed_nodes(graph.node, wanted)
         used = set(wanted).union(*(node.input for node in nodes))
         for sparse in graph.sparse_initializer:
             if sparse.values.name in used:
@@ -247,7 +247,8 @@ def _opset_of(model: onnx.ModelProto) -> int:
     return opset
 
 
-def _needed_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+def needed_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Leave out what none of the outputs follows from; the order stays."""
     wanted = set(outputs)
     needed = []
     for node in reversed(nodes):  # topological order: readers come after writers

@@ -26,6 +26,7 @@ _COLOURS = (1, 3, 4)
 _REACH = 1 / 8
 """Images are shifted by up to this share of their sides."""
 _READ = 256
+_HALF = float(np.finfo(np.float16).max)
 
 
 class Images:
@@ -139,6 +140,7 @@ def load_images(data: CalibrationSet, memory_mib: int) -> tuple[Images, tuple[st
     done = 0
     for batch in data.batches(_READ):
         for name, feed in batch.feeds.items():
+            _require_held(name, feed, kinds[name])
             feeds[name][done : done + batch.count] = feed[: batch.count]
         if batch.labels is not None:
             labels.append(batch.labels)
@@ -147,7 +149,18 @@ def load_images(data: CalibrationSet, memory_mib: int) -> tuple[Images, tuple[st
 
 
 def _kept_type(feed: NDArray[Any]) -> np.dtype[Any]:
-    return np.dtype(np.float16) if feed.dtype.kind == "f" else feed.dtype
+    """Floating-point numbers are held in half precision, those that it has no room for in float32."""
+    if feed.dtype.kind != "f":
+        return feed.dtype
+    return np.dtype(np.float16 if float(np.abs(feed).max(initial=0)) < _HALF / 2 else np.float32)
+
+
+def _require_held(name: str, feed: NDArray[Any], kind: np.dtype[Any]) -> None:
+    if kind == np.float16 and float(np.abs(feed).max(initial=0)) > _HALF:
+        raise CalibrationError(
+            f"the input {name!r} has values beyond {_HALF:,.0f}, which half precision does not hold, and "
+            "none of them in its first image; scale them down, or convert without recovery"
+        )
 
 
 def augmented(

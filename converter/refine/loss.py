@@ -1,9 +1,11 @@
 """How far a converted network's answers are from those of its original.
 
 Scores of classes are compared as distributions, softened by a temperature τ (Hinton, Vinyals and Dean,
-arXiv:1503.02531, §2):  τ² · KL(softmax(o/τ) ‖ softmax(c/τ)),  mean over images. All else is compared by
-its squared error relative to the variance of the original's own answers,  ‖c − o‖² / ‖o − mean o‖², and so
-are inner responses (Romero et al., arXiv:1412.6550, with a relative error in place of an absolute one).
+arXiv:1503.02531, §2):  τ² · KL(softmax(o/τ) ‖ softmax(c/τ)),  mean over images. That does not see what is
+added to all K scores alike, so half of its square is added: where τ is large the two are ‖c − o‖² / 2K
+together, so that a row of numbers which are no scores after all is followed too. All else is compared by its
+squared error relative to the variance of the original's own answers,  ‖c − o‖² / ‖o − mean o‖², and so are
+inner responses (Romero et al., arXiv:1412.6550, with a relative error in place of an absolute one).
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def answers_differ(
             reduction="batchmean",
             log_target=True,
         )
-        losses.append(temperature**2 * soft)
+        level = (mine - theirs).mean(1).square().mean()
+        losses.append(temperature**2 * soft + level / 2)
     total = losses[0]
     for loss in losses[1:]:
         total = total + loss

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from converter.config import Runtime
-from converter.differentiable import TorchGraph, UnsupportedOperatorError
+from converter.differentiable import TorchGraph, UnsupportedOperatorError, needed_nodes
 from converter.errors import ModelError
 from converter.refine.images import mirror_images
 from converter.refine.loss import mean_scores
-from converter.runtime import open_session, run
+from converter.runtime import model_inputs, open_session, run
 from converter.sensitivity import output_sources
 from passes.expose import expose
 
@@ -93,6 +93,8 @@ class Networks:
         Outputs of the original that are compared; what feeds a softmax stands for it.
     inner : tuple of str
         Inner responses that both have; `check` leaves out those whose shapes differ.
+    left_out : tuple of str
+        Outputs that `check` found to have not one row for each image.
     parameters : dict of str to Tensor
         What is trained: weights and biases, or in place of weights their factors.
 
@@ -128,11 +130,21 @@ class Networks:
                 "converted to"
             )
         self.outputs = tuple(first)
+        self.left_out: tuple[str, ...] = ()
         self.inner = _shared_responses(*self._models)
-        weights = trainable_weights(converted)
+        wanted = [*second.values(), *self.inner]
+        # what leads to classes or masks alone has no gradient
+        read = {
+            name
+            for node in needed_nodes(converted.graph.node, wanted)
+            for name in node.input
+            if name
+        }
+        weights = [name for name in trainable_weights(converted) if name in read]
         if not weights:
             raise ModelError("the converted model has no float32 weight that could be trained")
-        self._scaled = output_channels(converted) if scales else {}
+        channels = output_channels(converted) if scales else {}
+        self._scaled = {name: axis for name, axis in channels.items() if name in read}
         if scales:
             kernels = _kernels(converted)
             weights = [name for name in weights if name not in kernels]
@@ -141,7 +153,7 @@ class Networks:
             TorchGraph(
                 converted,
                 device,
-                [*second.values(), *self.inner],
+                wanted,
                 trained=weights,
                 scaled=self._scaled,
             ),
@@ -151,7 +163,7 @@ class Networks:
     def of_scales(self) -> Networks:
         """Give the same two networks with factors of channels to train, as they are at first."""
         networks = Networks(*self._models, self._device, scales=True, mirrored=self.mirrored)
-        networks.inner = self.inner
+        networks.inner, networks.outputs = self.inner, self.outputs
         return networks
 
     def original(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -187,20 +199,24 @@ class Networks:
         wanted = list(dict.fromkeys(sources.values()))
         label = ("the original model", "the converted model")[which]
         session = open_session(expose(model, wanted), runtime, spinning=False, label=label)
+        kinds = {each.name: each.dtype for each in model_inputs(session, label=label)}
 
         def answers(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-            found = dict(zip(wanted, run(session, wanted, feeds, label=label), strict=True))
+            fed = {name: feed.astype(kinds[name], copy=False) for name, feed in feeds.items()}
+            found = dict(zip(wanted, run(session, wanted, fed, label=label), strict=True))
             return {name: found[source] for name, source in sources.items()}
 
         return answers
 
     def check(self, feeds: Mapping[str, Tensor], runtime: Runtime) -> None:
-        """Compare both in torch with onnxruntime, and leave out inner responses of unequal shapes.
+        """Compare both in torch with onnxruntime, and leave out what cannot be compared image by image.
+
+        Those are inner responses of unequal shapes, and outputs that have not one row for each image.
 
         Raises
         ------
         ModelError
-            Where the two differ by more than round-off.
+            Where the two differ by more than round-off, or no output can be compared.
         """
         arrays = {name: feed.cpu().numpy() for name, feed in feeds.items()}
         answers = [self._plain(which, feeds) for which in (0, 1)]
@@ -209,6 +225,14 @@ class Networks:
             for name, wanted in known.items():
                 _require_equal(answers[which][name].cpu().numpy(), wanted, name, label)
         first, second = answers
+        images = max(len(feed) for feed in feeds.values())
+        self.left_out = tuple(name for name in self.outputs if first[name].shape[:1] != (images,))
+        self.outputs = tuple(name for name in self.outputs if name not in self.left_out)
+        if not self.outputs:
+            raise ModelError(
+                f"output '{self.left_out[0]}' has not one row for each image, so there is nothing to learn "
+                "from; export the model with the images along the first axis"
+            )
         self.inner = tuple(
             name
             for name in self.inner

@@ -121,9 +121,11 @@ def require_recoverable(
     """
     _require_free_batch(original)
     networks = Networks(original, original, settings.device, mirrored=settings.mirrored)
+    first = next(iter(data.batches(CHECKED)), None)
+    labelled = first is not None and first.labels is not None
+    _require_lessons(data, settings, labelled=labelled, count=len(data))
     if not (settings.mirrored or settings.labels):
         return
-    first = next(iter(data.batches(CHECKED)), None)
     if first is not None:
         some = Images({name: feed[: first.count] for name, feed in first.feeds.items()})
         _require_teachable(networks, some, settings)
@@ -213,17 +215,9 @@ class Teacher:
         self._settings, self._runtime = settings, runtime
         with progress.stage("read the images", 1):
             images, self._notes = load_images(data, settings.memory_mib)
-        if settings.labels and images.labels is None:
-            raise CalibrationError(
-                f"{data.describe()} has no labels; give a folder with one subfolder for each class, or "
-                "leave --labels out"
-            )
+        labelled = images.labels is not None
+        _require_lessons(data, settings, labelled=labelled, count=len(images))
         self._images, self._held_out = images.split(HELD_OUT_EVERY, HELD_OUT_MOST)
-        if len(self._held_out) < LEAST_HELD_OUT:
-            raise CalibrationError(
-                f"{data.describe()} has too few images to hold some out; give at least "
-                f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
-            )
         self._lessons: Lessons | None = None
 
     def teach(
@@ -253,7 +247,7 @@ class Teacher:
         settings, runtime = self._settings.of_share(share), self._runtime
         networks = Networks(self._original, converted, settings.device, mirrored=settings.mirrored)
         networks.check(self._images.batch(slice(0, CHECKED), settings.device), runtime)
-        notes = self._notes
+        notes = self._notes + _left_out(networks)
         _require_teachable(networks, self._images, settings)
         notes += (MIRRORED,) if settings.mirrored else self._hint(networks)
         if settings.labels:
@@ -304,7 +298,7 @@ class Teacher:
             seconds=training.seconds,
             status=status,
             precision=training.precision,
-            inner=networks.inner,
+            inner=networks.inner if settings.features > 0 else (),
             notes=notes,
         )
 
@@ -324,6 +318,29 @@ class Teacher:
             f"the original gives {share:.0%} of images the class of their mirror images: if left and right "
             "are alike in all of them, --mirrored may well make the result right more often",
         )
+
+
+def _require_lessons(
+    data: CalibrationSet, settings: RecoverySettings, *, labelled: bool, count: int
+) -> None:
+    """Refuse images that are too few to hold some out, or have no labels that were asked for."""
+    if settings.labels and not labelled:
+        raise CalibrationError(
+            f"{data.describe()} has no labels; give a folder with one subfolder for each class, or "
+            "leave --labels out"
+        )
+    if count < LEAST_HELD_OUT * HELD_OUT_EVERY:
+        raise CalibrationError(
+            f"{data.describe()} has too few images to hold some out; give at least "
+            f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
+        )
+
+
+def _left_out(networks: Networks) -> tuple[str, ...]:
+    return tuple(
+        f"output {name} is not learned: it has not one row for each image"
+        for name in networks.left_out
+    )
 
 
 def _went_on(training: Training) -> tuple[str, ...]:

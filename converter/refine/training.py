@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,11 +97,8 @@ class Training:
         self.batch = min(self.settings.batch, len(self.images))
         self._judging: list[float] = []  # seconds of each judgement
         # what the original answers to the held-out images stays: it is asked once
-        self._wanted = []
-        for rows in self.held_out.in_order(JUDGED_TOGETHER):
-            feeds = self.held_out.batch(rows, self.settings.device)
-            answers = self.networks.original(feeds)
-            self._wanted.append({name: answers[name] for name in self.networks.outputs})
+        answers = self._held_out_answers(self.networks.original)
+        self._wanted = _together(answers, self.networks.outputs)
         parameters = self.networks.parameters
         self._mean = {name: value.detach().clone() for name, value in parameters.items()}
         self._adam = torch.optim.Adam(
@@ -129,13 +126,15 @@ class Training:
 
     def run(self, what: str, checkpoint: Path | None, key: str, progress: Progress) -> Status:
         """Train until the time is over, the epochs are done, or nothing is gained any more."""
+        if self.idle >= PATIENCE:  # a run that was cut off later had ended here
+            return "ended early"
+        last = time.monotonic()
         if not self.best:
             self._keep_best()
         self.precision = self._faster_precision()
         status: Status = "time limit" if self.settings.seconds is not None else "epochs done"
         with progress.stage(what, 1000) as advance:
             shown = self._shown(advance, 0)
-            last = time.monotonic()
             while self.passed < 1.0:
                 self._one_step()
                 now = time.monotonic()
@@ -153,6 +152,7 @@ class Training:
                         status = "ended early"
                         break
             advance(1000 - shown)
+        self.seconds += time.monotonic() - last  # the last judgement
         return status
 
     def _has_time_to_judge(self) -> bool:
@@ -305,22 +305,21 @@ class Training:
         """Loss of the running mean of the weights on the held-out images."""
         import torch
 
-        parameters = self.networks.parameters
+        parameters, outputs = self.networks.parameters, self.networks.outputs
         now = {name: value.detach().clone() for name, value in parameters.items()}
-        total = 0.0
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(self._mean[name])
-            parts = self.held_out.in_order(JUDGED_TOGETHER)
-            for rows, wanted in zip(parts, self._wanted, strict=True):
-                found = self.networks.converted(self.held_out.batch(rows, self.settings.device))
-                loss = answers_differ(
-                    found, wanted, self.networks.outputs, self.settings.temperature
-                )
-                total += float(loss) * (rows.stop - rows.start)
+            found = _together(self._held_out_answers(self.networks.converted), outputs)
             for name, value in parameters.items():
                 value.copy_(now[name])
-        return total / len(self.held_out)
+        return float(answers_differ(found, self._wanted, outputs, self.settings.temperature))
+
+    def _held_out_answers(
+        self, network: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor]]:
+        for rows in self.held_out.in_order(JUDGED_TOGETHER):
+            yield network(self.held_out.batch(rows, self.settings.device))
 
     def _write(self, path: Path, key: str) -> None:
         arrays: dict[str, NDArray[Any]] = {}
@@ -386,6 +385,16 @@ class Training:
         self.judged, self.gained = int(about["judged"]), bool(about["gained"])
         self.shrunk, self.restarted = float(about["shrunk"]), float(about["restarted"])
         return True
+
+
+def _together(parts: Iterable[Mapping[str, Tensor]], outputs: Sequence[str]) -> dict[str, Tensor]:
+    """Join what was answered part by part, of the outputs alone."""
+    import torch
+
+    kept = [[part[name] for name in outputs] for part in parts]
+    return {
+        name: torch.cat(each) for name, each in zip(outputs, zip(*kept, strict=True), strict=True)
+    }
 
 
 def _size(value: Tensor) -> float:

@@ -62,7 +62,12 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
     """Search where a plan is exactly as fast as asked and its drop is a function of its gain."""
 
     def run(
-        max_drop: float, drop: Callable[[float], float], *, gains: Any = GAINS, slow: float = 0.0
+        max_drop: float,
+        drop: Callable[[float], float],
+        *,
+        gains: Any = GAINS,
+        slow: float = 0.0,
+        most: float = math.inf,
     ) -> tuple[Attempt, Search]:
         points = [
             FrontPoint(effect_of(gain), gain, 1.0, 10 / gain, gain, {})
@@ -88,6 +93,8 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
 
         def plan(_prepared: object, _paced: object, budget: Budget) -> object:
             assert budget.speedup is not None
+            if budget.speedup > most:
+                raise ConfigError("out of reach")
             asked.append(budget.speedup)
             return dataclasses.make_dataclass("Choice", ["effect"])(effect_of(budget.speedup))
 
@@ -154,6 +161,20 @@ def test_the_original_itself_is_no_result(find: Found) -> None:
     assert attempt.latency is not None
     assert attempt.latency.speedup >= 6
     assert not found.probes[0].within  # nothing lost, but nothing gained either
+
+
+@pytest.mark.parametrize("most", [1.05, 1.5, 6.0])
+def test_it_ends_at_the_fastest_plan_there_is(find: Found, most: float) -> None:
+    """What the front promises may be a little more than any plan gives."""
+    attempt, found = find(0.5, lambda _: 0.0, most=most)
+    assert attempt.latency is not None
+    assert 0.93 * most < attempt.latency.speedup <= most
+    assert found.probes
+
+
+def test_no_plan_at_all(find: Found) -> None:
+    with pytest.raises(ValidationError, match="use it as it is"):
+        find(0.5, lambda _: 0.0, most=1.0)
 
 
 def test_nothing_to_gain(find: Found) -> None:

@@ -71,6 +71,6 @@ def measure_layers(
     }
     subject = Subject(model, tuple(layers), wanted, replace, feeds, target.runtime)
     measured = (measured_alone if alone else measured_in_place)(subject, shelf, progress)
-    cache.write(shared, shelf.new)
+    cache.write(shared, shelf.new(measured.drift))
     found, missing = curves(layers, points, shelf, measured)
     return LatencyModel(measured.rest_ms, found, (*missing, *measured.notes, *cache.notes))

@@ -66,10 +66,22 @@ class Shelf:
         values = self._seen.get(self._key(layer, form))
         return None if values is None else statistics.median(values)
 
-    @property
-    def new(self) -> dict[str, float]:
-        """What this plan measured, by key."""
-        return {key: statistics.median(values) for key, values in self._seen.items()}
+    def new(self, drift: float) -> dict[str, float]:
+        """Give what this plan was the first to measure, by key, in milliseconds of the plans before.
+
+        What is known stays as it is: a layer that is kept tells how much slower the machine is now, and
+        says so of all that was measured beside it.
+
+        Parameters
+        ----------
+        drift : float
+            As `Measured.drift`.
+        """
+        return {
+            key: statistics.median(values) / drift
+            for key, values in self._seen.items()
+            if key not in self._known
+        }
 
     def _key(self, layer: Layer, form: Form) -> str:
         return measurement_key(self._geometry[layer.name], str(form))

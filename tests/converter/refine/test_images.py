@@ -62,6 +62,15 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
         load_images(Set(pictures(2, 1024)), 16)
 
 
+def test_what_half_precision_does_not_hold_is_kept_whole_or_refused() -> None:
+    large = 1e5 * np.abs(pictures(20))
+    images, _ = load_images(Set(large), 16)
+    np.testing.assert_array_equal(images.feeds["x"], large)
+    large[0] /= 1e6
+    with pytest.raises(CalibrationError, match="'x' has values beyond 65,504"):
+        load_images(Set(large), 16)
+
+
 def test_every_tenth_is_held_out_and_no_image_is_lost() -> None:
     images, _ = load_images(Set(pictures(95), labels=True), 16)
     rest, held = images.split(10, 1000)

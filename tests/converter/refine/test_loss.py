@@ -17,6 +17,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 def test_scores_are_compared_as_softened_distributions() -> None:
     random = np.random.default_rng(0)
     mine, theirs = random.standard_normal((2, 6, 4)) * 3
+    mine -= (mine - theirs).mean(1, keepdims=True)
     p, q = softmax(theirs / 2.5), softmax(mine / 2.5)
     expected = 2.5**2 * (p * np.log(p / q)).sum() / 6
     found = answers_differ(
@@ -25,11 +26,17 @@ def test_scores_are_compared_as_softened_distributions() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_constant_added_to_all_scores_is_no_difference() -> None:
+def test_a_constant_added_to_all_scores_is_seen() -> None:
     scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
-    assert float(answers_differ({"y": scores + 7}, {"y": scores}, ("y",), 4)) == pytest.approx(
-        0, abs=1e-5
-    )
+    level = answers_differ({"y": scores + 7}, {"y": scores}, ("y",), 4)
+    assert float(level) == pytest.approx(7**2 / 2, rel=1e-4)
+
+
+def test_at_a_high_temperature_it_is_the_squared_error() -> None:
+    generator = torch.Generator().manual_seed(2)
+    mine, theirs = (torch.randn(6, 4, generator=generator).double() for _ in range(2))
+    found = answers_differ({"y": mine}, {"y": theirs}, ("y",), 1e3)
+    assert float(found) == pytest.approx(float((mine - theirs).square().mean()) / 2, rel=1e-2)
 
 
 def test_maps_are_compared_by_relative_error_and_outputs_averaged() -> None:

@@ -177,6 +177,48 @@ def test_two_models_that_do_not_belong_together() -> None:
         Networks(small(), other)
 
 
+def test_what_leads_to_classes_alone_is_not_trained() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        two (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y, int64[n, 1, 4, 4] mask)
+        <float[2, 3, 1, 1] a = {0,1,2,3,4,5}, float[2, 3, 1, 1] b = {0,1,2,3,4,5}> {
+            y = Conv (x, a)
+            k = Conv (x, b)
+            mask = ArgMax <axis = 1> (k)
+        }"""
+    )
+    for scales in (False, True):
+        networks = Networks(model, model, scales=scales)
+        assert list(networks.parameters) == ["a"]
+        assert networks.outputs == ("y",)
+
+
+def test_outputs_without_a_row_for_each_image_are_left_out() -> None:
+    text = TEXT.replace("(float[n, 5] y)", "(float[n, 5] y, float total)").replace(
+        "y = Mul (g, scale)", "y = Mul (g, scale)\n total = ReduceMean <keepdims = 0> (g)"
+    )
+    model = small()
+    model.graph.CopyFrom(onnx.parser.parse_model(text).graph)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(small().graph.initializer)
+    networks = Networks(model, model)
+    networks.check(images(), RUNTIME)
+    assert (networks.outputs, networks.left_out) == (("y",), ("total",))
+    assert networks.of_scales().outputs == ("y",)
+    del model.graph.output[0]
+    with pytest.raises(ModelError, match="'total' has not one row for each image"):
+        Networks(model, model).check(images(), RUNTIME)
+
+
+def test_an_input_of_another_precision_is_fed_as_it_is_declared() -> None:
+    model = small()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    cast = onnx.helper.make_node("Cast", ["x"], ["x32"], to=onnx.TensorProto.FLOAT)
+    model.graph.node[0].input[0] = "x32"
+    model.graph.node.insert(0, cast)
+    Networks(model, model).check(images(), RUNTIME)  # else onnxruntime does not take it
+
+
 def test_no_weight_to_train() -> None:
     with pytest.raises(ValueError, match="'q' is no weight"):
         TorchGraph(small(), trained=["q"])

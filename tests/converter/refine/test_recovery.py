@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
 import converter
+from converter.calibration.opening import open_calibration_set
 from converter.cli import app
-from converter.config import RecoverySettings, Runtime, recovery_length
+from converter.config import Preprocessing, RecoverySettings, Runtime, recovery_length
 from converter.errors import CalibrationError, ConfigError, SolverError
 from converter.model_file import file_digest, save_model
 from converter.refine import training as module
+from converter.refine.images import Images
+from converter.refine.lessons import Lessons
+from converter.refine.networks import Networks
 from converter.refine.pipeline import checkpoint_of
+from converter.refine.recovery import Recovered, Teacher
+from converter.runtime import model_inputs
 
 RUNTIME = Runtime(threads=1)
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
@@ -302,6 +311,58 @@ def test_it_ends_early_where_nothing_is_gained(
     assert 20 < found.epochs < 40
 
 
+def test_what_ended_early_does_not_go_on(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a part does that was over before a later one was cut off: its checkpoint stays."""
+    original, _, images = files
+    monkeypatch.setattr(module, "PATIENCE", 2)
+    asked, kept = settings(epochs=40), original.parent / "kept.npz"
+    data = open_calibration_set(images, model_inputs(onnx.load(original)), Preprocessing())
+
+    def taught() -> Recovered:
+        teacher = Teacher(onnx.load(original), data, asked, RUNTIME)
+        return teacher.teach(onnx.load(original), checkpoint=kept)
+
+    first, second = taught(), taught()
+    assert first.status == second.status == "ended early"
+    assert first.steps == second.steps
+
+
+def test_one_image_alone_in_the_last_batch_counts_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of maps, whose error is relative to how much they differ between images."""
+    monkeypatch.setattr(module, "JUDGED_TOGETHER", 15)  # 16 are held out
+    model = network()
+    del model.graph.node[4:]
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("s", 1, ["n", 8, 8, 8]))
+    save_model(model, tmp_path / "original.onnx")
+    np.save(
+        tmp_path / "x.npy", np.random.default_rng(2).standard_normal((160, 3, 8, 8)).astype("f4")
+    )
+    shaken = onnx.ModelProto()
+    shaken.CopyFrom(model)
+    first = numpy_helper.to_array(shaken.graph.initializer[0])
+    shaken.graph.initializer[0].CopyFrom(numpy_helper.from_array(1.1 * first, "a"))
+    save_model(shaken, tmp_path / "damaged.onnx")
+    judged: list[float] = []
+    judged_mean = module.Training._judged_mean
+
+    def listed(training: module.Training) -> float:
+        judged.append(judged_mean(training))
+        return judged[-1]
+
+    monkeypatch.setattr(module.Training, "_judged_mean", listed)
+    found = converter.recover(
+        *(tmp_path / name for name in ("original.onnx", "damaged.onnx", "x.npy", "out.onnx")),
+        settings(epochs=1),
+        runtime=RUNTIME,
+    )
+    assert judged[0] == pytest.approx(found.before.loss, rel=1e-3)
+
+
 def test_it_learns_the_mean_of_the_answers_to_mirror_images(
     files: tuple[Path, Path, Path],
 ) -> None:
@@ -378,12 +439,16 @@ def test_nothing_to_mirror(tmp_path: Path, text: str, said: str) -> None:
     assert not out.exists()
 
 
-def test_labels_must_be_there(files: tuple[Path, Path, Path]) -> None:
+def test_labels_must_be_there(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, damaged, images = files
+    out, asked = original.parent / "out.onnx", settings(labels=True)
     with pytest.raises(CalibrationError, match="label"):
-        converter.recover(
-            original, damaged, images, original.parent / "out.onnx", settings(labels=True)
-        )
+        converter.recover(original, damaged, images, out, asked)
+    monkeypatch.setattr("converter.pipeline.begin", None)  # nothing is recorded before
+    with pytest.raises(CalibrationError, match="label"):
+        converter.convert(original, images, out, converter.Budget(macs=2), recovery=asked)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +469,24 @@ def test_labels_are_learned_where_they_fit(
         converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
 
 
+def test_labels_add_their_cross_entropy(files: tuple[Path, Path, Path]) -> None:
+    original, damaged, images = files
+    held = Images({"x": np.load(images)}, np.arange(160) % 5)
+    networks = Networks(onnx.load(original), onnx.load(damaged))
+    rows = np.arange(3, 40)
+    feeds = held.batch(rows, "cpu")
+    found, wanted = networks.converted(feeds), networks.original(feeds)
+    losses = []
+    for labels in (False, True):
+        asked = settings(labels=labels)
+        lessons = Lessons(networks, held, asked)
+        training = module.Training(networks, held, held, lessons, asked)
+        losses.append(float(training._loss(found, wanted, rows).detach()))
+    scores = found["y"].detach().double().numpy()
+    of_classes = np.log(np.exp(scores).sum(1)) - scores[np.arange(37), rows % 5]
+    assert losses[1] - losses[0] == pytest.approx(module.LABEL_WEIGHT * of_classes.mean(), rel=1e-4)
+
+
 def test_a_fixed_batch_is_refused_before_anything_is_converted(
     files: tuple[Path, Path, Path],
 ) -> None:
@@ -418,19 +501,28 @@ def test_a_fixed_batch_is_refused_before_anything_is_converted(
     assert not out.exists()
 
 
-def test_too_few_images(files: tuple[Path, Path, Path]) -> None:
+def test_too_few_images(files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     original, damaged, images = files
+    out = original.parent / "out.onnx"
     np.save(images, np.load(images)[:9])
     with pytest.raises(CalibrationError, match="at least 20"):
-        converter.recover(original, damaged, images, original.parent / "out.onnx", settings())
+        converter.recover(original, damaged, images, out, settings())
+    monkeypatch.setattr("converter.pipeline.begin", None)  # nothing is recorded before
+    with pytest.raises(CalibrationError, match="at least 20"):
+        convert(original, images, out)
 
 
-def test_a_loss_that_is_not_finite_ends_it(files: tuple[Path, Path, Path]) -> None:
+def test_a_loss_that_is_not_finite_ends_it(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, damaged, images = files
-    values = np.load(images)
-    values[0] = np.nan
-    np.save(images, values)
-    with pytest.raises((SolverError, CalibrationError)):
+    loss = module.Training._loss
+
+    def broken(training: module.Training, *given: Any) -> torch.Tensor:
+        return loss(training, *given) * (math.nan if training.step == 7 else 1.0)
+
+    monkeypatch.setattr(module.Training, "_loss", broken)
+    with pytest.raises(SolverError, match="NaN or infinite at step 7"):
         converter.recover(original, damaged, images, original.parent / "out.onnx", settings())
 
 
@@ -499,6 +591,46 @@ def test_the_command_recovers_and_says_what_came_of_it(files: tuple[Path, Path, 
     written = json.loads(out.with_suffix(".json").read_text())
     assert written["format"] == "twofold-recovery-1"
     assert written["after"]["loss"] < written["before"]["loss"]
+
+
+class Once:
+    """A data reader that cannot start again."""
+
+    def __init__(self, images: NDArray[np.float32]) -> None:
+        self._batches = iter(np.split(images, 10))
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"x": batch}
+
+
+def test_one_reader_serves_both(files: tuple[Path, Path, Path]) -> None:
+    original, _, images = files
+    found = converter.convert(
+        original,
+        Once(np.load(images)),
+        original.parent / "out.onnx",
+        converter.Budget(macs=4),
+        calibration=converter.CalibrationSettings(patches=512, batch=16, images=80),
+        timing=False,
+        recovery=settings(epochs=1, gradual=1),
+    )
+    assert found.recovery is not None
+    assert found.recovery["images"] + found.recovery["held_out"] == 160
+    assert found.calibration["data"].startswith("80 ")
+
+
+def test_weights_in_nodes_are_trained_too(files: tuple[Path, Path, Path]) -> None:
+    original, _, images = files
+    model = onnx.load(original)
+    for weight in model.graph.initializer:
+        node = onnx.helper.make_node("Constant", [], [weight.name], value=weight)
+        model.graph.node.insert(0, node)
+    del model.graph.initializer[:]
+    save_model(model, original)
+    conversion = convert(original, images, original.parent / "out.onnx")
+    assert conversion.recovery is not None
+    assert conversion.recovery["improved"]
 
 
 def test_a_conversion_recovers_what_it_lost(files: tuple[Path, Path, Path]) -> None:

@@ -92,6 +92,36 @@ def test_a_second_plan_runs_the_original_alone(tmp_path: Path, sessions: list[in
     }
 
 
+def test_forms_measured_at_another_pace_are_told_apart_from_slower_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node takes 1 ms, or 2 where the machine is half as fast; a form has two."""
+    pace = 1.0
+
+    def at_pace(model: onnx.ModelProto, *others: object) -> Profile:
+        found = profiled(model, *others)  # type: ignore[arg-type]  # passed on
+        return Profile(found.graph, dict.fromkeys(found.nodes, pace), pace * len(found.nodes))
+
+    monkeypatch.setattr(in_place, "profiled", at_pace)
+    monkeypatch.setattr(in_place, "profile_overhead", lambda _: 0.0)
+    model = network(blocks=1)
+    large = layers_of(model)[1]
+    early, late = channel(large, 16), channel(large, 32)
+
+    def ratios(now: float, *points: Point) -> list[float]:
+        nonlocal pace
+        pace = now
+        found = measure(model, tmp_path, {large.name: list(points)})
+        kept = found.layer_ms(large.name, KEEP, 0.0)
+        times = [found.layer_ms(large.name, *each) for each in points]
+        assert kept
+        return [taken / kept for taken in times if taken]
+
+    assert ratios(1.0, early) == pytest.approx([2.0])
+    for now in (2.0, 2.0, 1.0):  # the second of them is at the pace of the plan before
+        assert ratios(now, early, late) == pytest.approx([2.0, 2.0])
+
+
 def test_layers_that_are_alike_share_their_measurements(
     tmp_path: Path, sessions: list[int]
 ) -> None:
