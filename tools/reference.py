@@ -113,7 +113,7 @@ TARGETS = (
             Ask(("--params", "4.9", "--mirrored"), 0.0, "11m"),
             Ask(("--params", "4.9", "--mirrored", "--gradual", "1"), 0.0, "11m"),
             Ask(("--macs", "4"), 0.4, "10m", int8=(2.0, 2.5)),
-            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "20m", int8=(2.0, 2.5)),
+            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "50m", int8=(2.0, 2.5)),
         ),
     ),
     Target(
