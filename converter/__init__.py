@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -623,6 +624,8 @@ def _compared(
     from converter.runtime import model_inputs
     from converter.validation import pipeline
 
+    if images is not None and images < 1:
+        raise ConfigError(f"{images} images to validate on are too few; give at least 1")
     chosen = open_calibration_set(
         source,
         model_inputs(load_model(original), label=str(original)),
@@ -630,6 +633,11 @@ def _compared(
         images=images,
         labels=has_classes(source) if labels is None else labels,
     )
+    if labels and all(batch.labels is None for batch in islice(chosen.batches(1), 1)):
+        raise CalibrationError(
+            f"{chosen.describe()} has no labels; put images into one subfolder for each class, or leave "
+            "--labels out"
+        )
     with _Comparing(progress, len(chosen)) as compared:
         return chosen, pipeline.validate(
             original,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.errors import ConfigError
 from converter.model_file import write_bytes_atomically
 
 __all__ = ["UNREADABLE", "DamagedFileError", "load_arrays", "save_arrays"]
@@ -49,8 +50,13 @@ def save_arrays(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArr
     Raises
     ------
     ConfigError
-        Where the file cannot be written.
+        Where the file cannot be written, or is larger than what `load_arrays` reads.
     """
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"{path} would have {size} bytes, more than the {MOST_BYTES} that are kept"
+        )
     buffer = io.BytesIO()
     named = {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays}
     np.savez(buffer, **named)  # type: ignore[arg-type]  # names are free

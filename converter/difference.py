@@ -122,6 +122,7 @@ _RULES: dict[str, Any] = {
         },
         "latency": {"type": ["object", "null"]},
         "recovery": {"type": ["object", "null"]},
+        "quantization": {"type": ["object", "null"]},
         "search": {"type": ["object", "null"]},
     },
     "required": [
@@ -228,9 +229,24 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     for state in ("before", "after"):
         judged = _of(recovery.get(state), "loss", "agreement")
         found.update({f"{name} {state} recovery": value for name, value in judged.items()})
+    found.update(_quantized_figures(report.get("quantization") or {}))
     found["seconds"] = sum(each["seconds"] for each in report["stages"])
     found["peak_memory_mib"] = report.get("peak_memory_mib")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _quantized_figures(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the figures of a quantization, whose model may not be the one that was written."""
+    found = {"quantized model written": quantization.get("shipped")}
+    for state in ("before", "after"):
+        judged = _of(quantization.get(state), "error", "agreement")
+        judged["bytes"] = quantization.get(f"bytes_{state}")
+        found.update({f"{name} {state} quantization": value for name, value in judged.items()})
+    latency = _of(quantization.get("latency"), "quantized_ms", "speedup", "over_float")
+    found["quantized_ms"] = latency.get("quantized_ms")
+    for name, ratio in (("speedup", "speedup"), ("speedup over float", "over_float")):
+        found[f"{name} after quantization"] = _of(latency.get(ratio), "ratio").get("ratio")
+    return found
 
 
 def _of(part: Any, *names: str) -> dict[str, Any]:

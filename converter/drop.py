@@ -17,7 +17,7 @@ from converter.errors import CalibrationError
 from converter.outcome import Drop
 from converter.progress import Progress
 from converter.validation.findings import Validation
-from converter.validation.pipeline import validate
+from converter.validation.pipeline import OtherShapesError, validate
 
 __all__ = ["HELD_BACK_EVERY", "Evaluation", "drop_of", "held_back", "measure_drop", "set_apart"]
 
@@ -127,8 +127,8 @@ def measure_drop(
             advance(done - seen)
             seen = done
 
-        return drop_of(
-            validate(
+        try:
+            found = validate(
                 original,
                 converted,
                 data,
@@ -138,7 +138,9 @@ def measure_drop(
                 worst=0,
                 progress=count,
             )
-        )
+        except OtherShapesError:  # as far off as can be
+            return Drop("output error", math.inf, None, len(data))
+        return drop_of(found)
 
 
 def drop_of(validation: Validation) -> Drop:
@@ -150,8 +152,10 @@ def drop_of(validation: Validation) -> Drop:
         return Drop("accuracy", points, accuracy.standard_error_points, accuracy.images)
     count = validation.images
     if validation.agreement is not None:
-        other = 1.0 - validation.agreement.top1
-        error = 100.0 * math.sqrt(other * (1.0 - other) / count)
+        # from the count: one image of a hundred is one point, and not a little more
+        other = round((1.0 - validation.agreement.top1) * count) / count
+        # one image at least: that none of a few differs says little
+        error = 100.0 * max(math.sqrt(other * (1.0 - other) / count), 1.0 / count)
         return Drop("agreement", 100.0 * other if finite else math.inf, error, count)
     errors = [each.relative_l2 for each in validation.outputs]
     known = [math.inf if error is None else error for error in errors]

@@ -77,7 +77,9 @@ def weight_of(layer: Layer) -> NDArray[np.float32]:
     return np.asarray(layer.weight, dtype=np.float32)
 
 
-def geometry_of(layer: Layer, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Geometry:
+def geometry_of(
+    layer: Layer, in_shape: tuple[int, ...], out_shape: tuple[int, ...], fold: int = 1
+) -> Geometry:
     """Gather the shapes that costs depend on.
 
     Parameters
@@ -85,6 +87,8 @@ def geometry_of(layer: Layer, in_shape: tuple[int, ...], out_shape: tuple[int, .
     layer : Layer
     in_shape, out_shape : tuple of int
         Spatial shape of its input and its response, as in `Geometry`.
+    fold : int, default 1
+        How many blocks of these shapes one sample has.
     """
     outputs, channels, *kernel = weight_of(layer).shape
     return Geometry(
@@ -95,6 +99,7 @@ def geometry_of(layer: Layer, in_shape: tuple[int, ...], out_shape: tuple[int, .
         in_shape=in_shape,
         out_shape=out_shape,
         bias=layer.bias is not None,
+        fold=fold,
     )
 
 

@@ -1,7 +1,7 @@
 """Gates: what a converted model must keep to, judged on one comparison with its original.
 
 A gate passes or fails; one that cannot be judged, as accuracy without labels, counts as failed, since
-whoever acts on the exit code must not take silence for consent. Speed is judged on the ratio of medians
+whoever acts on the exit code must not take silence for consent. Speed is judged on the median ratio
 alone: the interval beside it says how far another reading may be off, and a verdict whose threshold lies
 within it says so.
 """

@@ -33,6 +33,7 @@ __all__ = [
     "EXTERNAL_ABOVE",
     "PROTOBUF_LIMIT",
     "check_output_path",
+    "external_files",
     "file_digest",
     "load_model",
     "model_digest",
@@ -173,7 +174,8 @@ def check_output_path(out: Path, *inputs: Path) -> None:
     out : Path
         The file that is to be written.
     *inputs : Path
-        Files that are read; neither `out` nor its `.data` file may be one of them.
+        Files that are read, those with a model's weights among them; neither `out` nor its `.data` file
+        may be one of them.
 
     Raises
     ------
@@ -233,6 +235,23 @@ def model_digest(path: Path) -> str:
     ModelError
         Where a file is missing or lies outside of the model's folder.
     """
+    files = external_files(path)
+    if not files:
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for each in (path, *files):
+        digest.update(bytes.fromhex(file_digest(each)))
+    return digest.hexdigest()
+
+
+def external_files(path: Path) -> list[Path]:
+    """List the files beside a model that its weights lie in, in the order of their paths.
+
+    Raises
+    ------
+    ModelError
+        Where the model cannot be read, or a file is missing or lies outside of the model's folder.
+    """
     model = _parsed(_read_whole(path), path)
     whose = f"the external data of {path}"
     locations = {
@@ -242,13 +261,7 @@ def model_digest(path: Path) -> str:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    files = sorted(_checked_location(location, path, whose) for location in locations)
-    if not files:
-        return file_digest(path)
-    digest = hashlib.sha256()
-    for each in (path, *files):
-        digest.update(bytes.fromhex(file_digest(each)))
-    return digest.hexdigest()
+    return sorted(_checked_location(location, path, whose) for location in locations)
 
 
 # Reading -------------------------------------------------------------------------------------

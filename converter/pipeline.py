@@ -30,15 +30,26 @@ from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, shares_of
-from converter.model_file import check_output_path, load_model, model_digest, save_model
+from converter.model_file import (
+    check_output_path,
+    external_files,
+    load_model,
+    model_digest,
+    save_model,
+)
 from converter.outcome import Conversion, Drop
 from converter.pace import begin
 from converter.preparation import Clock, Prepared, normalised
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
-from converter.quantization.quantizing import Quantized, quantize, require_quantizable
+from converter.quantization.quantizing import (
+    Quantized,
+    quantize,
+    require_images,
+    require_quantizable,
+)
 from converter.refine.pipeline import checkpoint_of
-from converter.refine.recovery import Teacher, require_recoverable
+from converter.refine.recovery import Recovered, Teacher, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 from converter.work import Work
@@ -73,7 +84,7 @@ def convert(
 
     One of `budget` and `tolerance` is given.
     """
-    check_output_path(out, model)
+    check_output_path(out, model, *external_files(model))
     if budget is not None and budget.timed and not timing:
         raise ConfigError("a budget in time needs timing; leave --no-timing out")
     clock = Clock()
@@ -99,6 +110,8 @@ def convert(
         del source  # large ones are not held beside what is recorded
         if tolerance is not None:
             data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
+        if quantization is not None:
+            require_images(data)
 
     # recordings, effects on the output, candidates; again from where each part of the way ended
     teacher = None
@@ -159,6 +172,12 @@ def convert(
             mark(done.model, source_digest, done.layers)
         save_model(done.model, out)
 
+    def drop_now(changed: onnx.ModelProto) -> Drop:
+        assert judged_on is not None, "set apart for a tolerance"
+        return measure_drop(
+            model, changed, judged_on, target.runtime, batch=calibration.batch, progress=progress
+        )
+
     # the written model stays what it is until a better one is there
     recovered = None
     if teacher is not None and done.replaced:
@@ -169,6 +188,10 @@ def convert(
                 checkpoint=checkpoint_of(out),
                 progress=progress,
             )
+            if recovered.improved and tolerance is not None:
+                recovered = _still_within(
+                    tolerance, recovered, drop_now(recovered.model), done.model
+                )
             if recovered.improved:
                 save_model(recovered.model, out)
         # an earlier run may have measured two parts where this has one
@@ -190,16 +213,8 @@ def convert(
                 timing=timing,
                 progress=progress,
             )
-            if quantized.shipped and tolerance is not None and judged_on is not None:
-                drop = measure_drop(
-                    model,
-                    quantized.model,
-                    judged_on,
-                    target.runtime,
-                    batch=calibration.batch,
-                    progress=progress,
-                )
-                quantized = _within(tolerance, quantized, drop, given)
+            if quantized.shipped and tolerance is not None:
+                quantized = _within(tolerance, quantized, drop_now(quantized.model), given)
             if quantized.shipped:
                 mark(quantized.model, source_digest, done.layers)
                 save_model(quantized.model, out)
@@ -264,6 +279,25 @@ def _read_once(
         return calib, calib if others is None else others
     opened = open_calibration_set(calib, inputs, preprocessing)
     return opened, opened
+
+
+def _still_within(
+    tolerance: Tolerance, recovered: Recovered, drop: Drop, given: onnx.ModelProto
+) -> Recovered:
+    """Take back what was learned where it loses more than is tolerated: it follows other answers then."""
+    if drop.points <= tolerance.max_drop:
+        return recovered
+    note = (
+        f"the recovered model loses {drop}, more than --max-drop {tolerance.max_drop:g}, so the one before "
+        "was written"
+    )
+    return dataclasses.replace(
+        recovered,
+        model=given,
+        improved=False,
+        after=recovered.before,
+        notes=(*recovered.notes, note),
+    )
 
 
 def _within(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -212,13 +213,15 @@ def prepare(
 
     # candidates are predicted once, on what the original delivers
     with clock.stage("predict forms"), progress.stage("predict forms", len(convertible)) as advance:
-        shapes = tensor_shapes(original, sample, [layer.input for layer in convertible])
-        geometries = {
-            layer.name: geometry_of(
-                layer, _spatial(layer, shapes[layer.input]), samples[layer.name].out_shape
-            )
-            for layer in convertible
-        }
+        shapes = tensor_shapes(
+            original, sample, [name for each in convertible for name in (each.input, each.response)]
+        )
+        fed = len(next(iter(sample.values())))
+        geometries = {}
+        for layer in convertible:
+            fold, in_shape = _spatial(layer, shapes[layer.input], fed)
+            _, out_shape = _spatial(layer, shapes[layer.response], fed)
+            geometries[layer.name] = geometry_of(layer, in_shape, out_shape, fold)
 
         def asked() -> Iterator[Asked]:
             for layer in convertible:
@@ -296,9 +299,14 @@ def target_batch(
     }
 
 
-def _spatial(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Axes of a layer's input that its geometry speaks of."""
-    return shape[2:] if layer.op == "Conv" else shape[1:-1]
+def _spatial(layer: Layer, shape: tuple[int, ...], fed: int) -> tuple[int, tuple[int, ...]]:
+    """Split a layer's input or response to `fed` samples: blocks of each sample, and axes of a block."""
+    if layer.op == "Conv":
+        return shape[0] // fed, shape[2:]
+    rows = math.prod(shape[:-1]) // fed
+    # where the samples lie along another axis than the first, each row is a block
+    axes = shape[1:-1] if shape[0] % fed == 0 else ()
+    return rows // math.prod(axes), axes
 
 
 def _require_convertible(layers: Sequence[Layer], path: Path) -> None:

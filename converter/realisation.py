@@ -198,5 +198,6 @@ def unchanged(layer: Layer, prepared: Prepared, reason: str | None = None) -> La
 
 
 def _listed(layer: Layer, cost: ModelCost) -> tuple[int, int]:
-    found = next((each for each in cost.layers if each.name == layer.name), None)
+    same = (each for each in cost.layers if (each.op, each.output) == (layer.op, layer.output))
+    found = next(same, None)
     return (0, 0) if found is None else (found.macs or 0, found.params)

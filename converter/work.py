@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -37,6 +38,9 @@ About: TypeAlias = Mapping[str, Any]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 _T = TypeVar("_T")
 
+_KINDS = ("effects", "predict", "fit")
+_DIGEST = "[0-9a-f]" * 64
+"""What files of the folder are called; others may lie there too."""
 MOST_BYTES = 2**34
 """Of all that is kept; what was not used for the longest time goes first."""
 
@@ -130,7 +134,8 @@ class Work:
             about, arrays = load_arrays(path)
             if about.pop("key", None) != key:
                 raise DamagedFileError(f"{path} belongs to something else")
-            os.utime(path)
+            with suppress(OSError):  # a folder of someone else's
+                os.utime(path)
             return decode(about, arrays)
         except (DamagedFileError, OSError, KeyError, TypeError, ValueError) as error:
             what = error if isinstance(error, DamagedFileError) else f"{path} is damaged"
@@ -150,7 +155,10 @@ class Work:
     def _remove_oldest(self) -> None:
         """Stay within the bound; what a killed run left half-written counts too."""
         found = []
-        for path in (*self.folder.glob("*.npz"), *self.folder.glob(".twofold-*.tmp")):
+        ours = [f"{kind}-{_DIGEST}.npz" for kind in _KINDS]
+        for path in (
+            each for pattern in (*ours, ".twofold-*.tmp") for each in self.folder.glob(pattern)
+        ):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another run has finished with it

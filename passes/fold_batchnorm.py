@@ -105,14 +105,21 @@ def _fold_chain(
         return
     if not chain:
         return
+    own = [node.inputs[1], *node.inputs[2:3]]
     for folded in chain:
         what = f"{folded.op} was folded into {label(node)!r}"
-        lost = [tensor.name for tensor in folded.inputs if tensor.name in overridable]
+        read = (*folded.inputs, *(own if folded is chain[0] else ()))
+        lost = [tensor.name for tensor in read if tensor.name in overridable]
         if lost:
             what += f"; the model no longer has the input {', '.join(lost)}"
         log.changed(label(folded), what)
-    node.inputs[1].values = new_weight
-    _set_bias(node, new_bias, wiring, names)
+    if node.inputs[1].name in overridable:
+        # what a caller may feed in its place is not scaled
+        name = fresh_name(names, f"{label(node)}/weight")
+        node.inputs[1] = gs.Constant(name, new_weight)
+    else:
+        node.inputs[1].values = new_weight
+    _set_bias(node, new_bias, wiring, names, overridable)
     end = chain[-1].outputs[0]
     replace_nodes(graph, chain, ())
     node.outputs = [end]
@@ -255,13 +262,20 @@ def _folded(
     return new_weight, new_bias
 
 
-def _set_bias(node: gs.Node, bias: NDArray[np.float32], wiring: Wiring, names: set[str]) -> None:
+def _set_bias(
+    node: gs.Node,
+    bias: NDArray[np.float32],
+    wiring: Wiring,
+    names: set[str],
+    overridable: frozenset[str],
+) -> None:
     """Give `node` the bias: in place where the old one is its own, else as a new constant."""
     if node.op == "Gemm":
         node.attrs["beta"] = 1.0
     if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         old = node.inputs[2]
-        if wiring.sole_consumer(old) is node and list(old.inputs) == []:
+        own = wiring.sole_consumer(old) is node and list(old.inputs) == []
+        if own and old.name not in overridable:
             old.values = bias
             return
         del node.inputs[2]

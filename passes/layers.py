@@ -27,6 +27,7 @@ from passes.wiring import (
     Wiring,
     constant_value,
     element_type,
+    fresh_name,
     is_standard,
     label,
     per_output,
@@ -125,10 +126,12 @@ def find_layers(graph: gs.Graph) -> tuple[Layer, ...]:
     found = list(_linear_nodes(graph))
     count = Counter(node.name for node, _ in found)
     wiring = Wiring(graph)
-    layers = []
+    layers: list[Layer] = []
+    taken: set[str] = set()
     for node, place in found:
         unique = node.name and count[node.name] == 1
         name = node.name if unique else next((t.name for t in node.outputs), node.name)
+        name = fresh_name(taken, name)  # a node may be called as what another one writes
         if place is None:
             layers.append(_read_layer(graph, node, name, wiring))
         else:

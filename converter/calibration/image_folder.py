@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -106,8 +107,10 @@ class ImageFolder(SampleSet):
         return f"{share(len(self), self._found)} images of {self._folder}{classes}"
 
     def digest(self) -> str:
-        """Return a SHA-256 over the images' names in the folder and their bytes."""
-        return digest_of_files(self._folder, self._files)
+        """Return a SHA-256 over the images' names in the folder, their bytes, and how they are prepared."""
+        prepared = f"{self.preprocessing} {self._size} {self._input.dtype}"
+        files = digest_of_files(self._folder, self._files)
+        return hashlib.sha256(f"{files} {prepared}".encode()).hexdigest()
 
     def _samples(self) -> Generator[Sample, None, None]:
         """Decode in a few threads, ahead of what is asked for by a bounded number of images."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image, ImageOps
 
-from converter.config import PRESETS, Preprocessing, preset_resize
+from converter.config import Preprocessing, preset_resize
 from converter.errors import CalibrationError
 from converter.limits import PIXELS
 
@@ -114,7 +114,7 @@ def resolve_preprocessing(
                 f"{_words(input_shape)}; leave --size out"
             )
     resize = preprocessing.resize
-    if preprocessing.size is None and resize == PRESETS["imagenet"].resize:
+    if preprocessing.size is None and preprocessing.in_proportion:
         resize = preset_resize(size)
     if resize is not None and preprocessing.crop == "center" and resize < max(size):
         raise CalibrationError(

@@ -101,8 +101,7 @@ class ReaderSet(SampleSet):
                     f"the data reader {self._kind} gives more than {most} bytes and cannot start "
                     "again; give it a method rewind()"
                 )
-            # A copy: readers may fill one array again and again.
-            kept.append(Sample({name: array.copy() for name, array in sample.feeds.items()}))
+            kept.append(sample)
         return kept
 
     def _read(self) -> Generator[Sample, None, None]:
@@ -144,4 +143,5 @@ class ReaderSet(SampleSet):
         if len(counts) != 1:
             raise CalibrationError(f"{where} has inputs of different batch sizes; make them one")
         for row in range(counts.pop()):
-            yield Sample({name: array[row] for name, array in arrays.items()})
+            # a copy: readers may fill one array again and again
+            yield Sample({name: array[row].copy() for name, array in arrays.items()})

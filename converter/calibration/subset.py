@@ -45,7 +45,7 @@ class Subset(SampleSet):
 
     def digest(self) -> str:
         """Return a SHA-256 over the other set's and the choice of samples."""
-        return hashlib.sha256(f"{self._whole.digest()} {len(self)}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._whole.digest()} {self._chosen}".encode()).hexdigest()
 
     def _samples(self) -> Generator[Sample, None, None]:
         chosen = set(self._chosen)

@@ -49,6 +49,8 @@ def config_option(settings: Callable[[], Sequence[Setting]], *, required: bool) 
                 values = read_project(config, settings())
                 # what `check` calls the two models
                 values |= {"converted": values.get("out"), "against": values.get("model")}
+                if values.get("data") is None:  # as `run` does
+                    values["data"] = values.get("val")
                 context.default_map = values
         return config
 

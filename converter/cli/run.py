@@ -37,7 +37,9 @@ def run(
     del config  # its values are the defaults of all that is here
     with one_sentence():
         gates, data = gating.asked(asked["val"])
-        check_outputs([json, junit], read=[asked["model"], asked["out"], data])
+        report = asked["report"] or asked["out"].with_suffix(".json")
+        outputs = [report, asked["html"], json, junit]
+        check_outputs(outputs, read=[asked["model"], asked["out"], asked["calib"], data])
     convert(**asked)
     with one_sentence():
         judge(
@@ -51,6 +53,6 @@ def run(
             json=json,
             junit=junit,
             html=asked["html"],
-            report=asked["report"] or asked["out"].with_suffix(".json"),
+            report=report,
             quiet=asked["quiet"],
         )

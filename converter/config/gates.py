@@ -21,7 +21,7 @@ class Gates:
     Attributes
     ----------
     min_speedup : float or None, default None
-        Original milliseconds over converted ones, ratio of medians, above 0.
+        Original milliseconds over converted ones, median over rounds of both in turns, above 0.
     max_latency_ms : float or None, default None
         Median milliseconds of the converted model for one batch, above 0.
     max_accuracy_drop : float or None, default None

@@ -34,6 +34,9 @@ class Preprocessing:
         Factor on pixel values (0 to 255), above 0.
     mean, std : tuple of float, default (0,), (1,)
         One value for all channels or one per channel, after `scale`; each std above 0.
+    in_proportion : bool, default False
+        Whether `resize` belongs to a crop of 224 and another crop gets it in proportion: that of a preset
+        does, where no size is given.
     """
 
     size: tuple[int, int] | None = None
@@ -44,6 +47,7 @@ class Preprocessing:
     scale: float = 1.0 / 255.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    in_proportion: bool = False
 
     def __post_init__(self) -> None:
         count = 1 if self.channels == "gray" else 3
@@ -82,12 +86,16 @@ class Preprocessing:
         )
 
     def replace(self, **changes: object) -> Preprocessing:
-        """Return a copy with some settings changed, validated again."""
+        """Return a copy with some settings changed, validated again; a `resize` is what it says."""
+        if "resize" in changes:
+            changes.setdefault("in_proportion", False)
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # validated by __post_init__
 
 
 PRESETS: dict[str, Preprocessing] = {
-    "imagenet": Preprocessing(resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "imagenet": Preprocessing(
+        resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), in_proportion=True
+    ),
     "cifar10": Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     "unit": Preprocessing(),
     "none": Preprocessing(scale=1.0),

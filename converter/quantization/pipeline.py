@@ -7,7 +7,7 @@ from pathlib import Path
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import Preprocessing, QuantizationSettings, Target
-from converter.model_file import check_output_path, load_model, save_model
+from converter.model_file import check_output_path, external_files, load_model, save_model
 from converter.progress import SILENT, Progress
 from converter.quantization.quantizing import Quantized, quantize, require_quantizable
 from converter.runtime import model_inputs
@@ -28,7 +28,8 @@ def quantize_files(
     progress: Progress = SILENT,
 ) -> Quantized:
     """Quantize `converted`, and write what is faster; see `converter.quantize`."""
-    check_output_path(out, original, converted)
+    read = [original, converted, *external_files(original), *external_files(converted)]
+    check_output_path(out, *read)
     first, second = load_model(original), load_model(converted)
     require_quantizable(second, converted, settings, target.runtime)
     data = open_calibration_set(

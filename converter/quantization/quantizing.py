@@ -165,6 +165,21 @@ def require_quantizable(
         )
 
 
+def require_images(data: CalibrationSet) -> None:
+    """Refuse images of which too few could be held out, before anything is converted for them.
+
+    Raises
+    ------
+    CalibrationError
+        Where there are fewer than 20.
+    """
+    if len(data) < LEAST_HELD_OUT * HELD_OUT_EVERY:
+        raise CalibrationError(
+            f"{data.describe()} has too few images to hold some out; give at least "
+            f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
+        )
+
+
 def quantize(
     original: onnx.ModelProto,
     converted: onnx.ModelProto,
@@ -209,12 +224,8 @@ def quantize(
     inputs, _ = common_interface((original, converted), ("the original", str(path)))
     sample = one_sample(data, inputs)
     feeds = target_batch(converted, sample, target, path) if timing else {}
+    require_images(data)
     count = min(HELD_OUT_MOST, len(data) // HELD_OUT_EVERY)
-    if count < LEAST_HELD_OUT:
-        raise CalibrationError(
-            f"{data.describe()} has too few images to hold some out; give at least "
-            f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
-        )
     ranged, held = held_back(data, count)
     batches = held_batches(converted, held, runtime, settings.batch, settings.memory_mib)
     right, judge = (Judge(each, batches, runtime) for each in (original, converted))

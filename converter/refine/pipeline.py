@@ -7,7 +7,7 @@ from pathlib import Path
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import Preprocessing, RecoverySettings, Runtime
-from converter.model_file import check_output_path, load_model, save_model
+from converter.model_file import check_output_path, external_files, load_model, save_model
 from converter.progress import SILENT, Progress
 from converter.refine.recovery import Recovered, recover
 from converter.runtime import model_inputs
@@ -33,9 +33,10 @@ def recover_files(
     progress: Progress = SILENT,
 ) -> Recovered:
     """Train `converted`, and write the better of before and after; see `converter.recover`."""
-    check_output_path(out, original, converted)
+    read = [original, converted, *external_files(original), *external_files(converted)]
+    check_output_path(out, *read)
     kept = checkpoint or checkpoint_of(out)
-    check_output_path(kept, original, converted, out)
+    check_output_path(kept, *read, out)
     first, second = load_model(original), load_model(converted)
     data = open_calibration_set(
         images,

@@ -58,10 +58,12 @@ class Geometry:
     kernel : tuple of int
         () for Gemm and MatMul.
     in_shape, out_shape : tuple of int
-        Spatial shape of input and response of one sample; for a MatMul the axes between the batch
-        and the last one.
+        Spatial shape of input and response; for a MatMul the axes between the first and the last one.
     bias : bool
         Whether the layer has a bias; every replacement has one.
+    fold : int, default 1
+        How many blocks of these shapes one sample has: more than 1 where its frames, windows or tokens
+        are folded into the batch.
     """
 
     op: str
@@ -71,6 +73,7 @@ class Geometry:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     bias: bool
+    fold: int = 1
 
     @property
     def taps(self) -> int:
@@ -85,7 +88,12 @@ class Geometry:
     @property
     def positions(self) -> int:
         """Positions of the response of one sample."""
-        return math.prod(self.out_shape)
+        return self.fold * math.prod(self.out_shape)
+
+    @property
+    def in_positions(self) -> int:
+        """Positions of the input of one sample."""
+        return self.fold * math.prod(self.in_shape)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Spatial(SharedFactor):
         high, wide = geometry.kernel
         first = ranks[0] * geometry.channels * high
         second = ranks[0] * geometry.outputs * wide
-        between = geometry.out_shape[0] * geometry.in_shape[1]
+        between = geometry.fold * geometry.out_shape[0] * geometry.in_shape[1]
         macs = first * between + second * geometry.positions
         return float(macs), float(first + second)
 

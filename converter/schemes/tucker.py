@@ -57,7 +57,7 @@ class Tucker(SharedFactor):
         first, second = ranks
         opening = geometry.channels * first
         rest = first * second * geometry.taps + second * geometry.outputs
-        macs = opening * int(np.prod(geometry.in_shape)) + rest * geometry.positions
+        macs = opening * geometry.in_positions + rest * geometry.positions
         return float(macs), float(opening + rest)
 
     def groups(self, geometry: Geometry, device: str) -> Groups:

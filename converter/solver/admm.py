@@ -10,7 +10,7 @@ arXiv:1807.10119 with the splitting of Boyd et al. (2011). In whitened coordinat
 3. S   ← prox of (λ_s/ρ_a) Σ‖S_c‖ at A − L + U_a                        (few accelerated steps: taps of
                                                                        different channels correlate)
 4. L   ← singular value shrinkage of A − S + U_a by λ_l/ρ_a
-5. U_z, U_a ← duals; then ρ by residual balancing (Boyd §3.4.1), in the first half of the iterations only,
+5. U_z, U_a ← duals; then ρ by residual balancing (Boyd §3.4.1), in the first quarter of the iterations only,
    so that it settles.
 
 Stops on primal and dual residuals (Boyd §3.3.1). The prox of step 1 is exact in a diagonal metric; with

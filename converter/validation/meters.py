@@ -179,12 +179,14 @@ class Comparison:
         if not self._labelled:
             return None
         count, lost, won = self._labelled, self._lost, self._won
+        # of one image at least: that none of a few differs says little
+        spread = max(lost + won - (lost - won) ** 2 / count, 1.0)
         return Accuracy(
             images=count,
             original=self._right[0] / count,
             converted=self._right[1] / count,
             drop_points=100.0 * (lost - won) / count,
-            standard_error_points=100.0 * math.sqrt(lost + won - (lost - won) ** 2 / count) / count,
+            standard_error_points=100.0 * math.sqrt(spread) / count,
             lost=lost,
             won=won,
         )

@@ -12,7 +12,7 @@ from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padde
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ValidationError
 from converter.latency import CLOSE, OPENINGS, measure_latency, speedup
-from converter.model_file import EXTERNAL_ABOVE, file_digest, load_model
+from converter.model_file import EXTERNAL_ABOVE, load_model, model_digest
 from converter.planner.cost import count_cost
 from converter.runtime import open_session, run, weight_bytes
 from converter.validation.findings import Latency, Size, Validation
@@ -20,7 +20,11 @@ from converter.validation.interface import common_interface
 from converter.validation.meters import Array, Comparison
 from converter.worst import WORST
 
-__all__ = ["validate"]
+__all__ = ["OtherShapesError", "validate"]
+
+
+class OtherShapesError(ValidationError):
+    """Two models answer an image with other shapes, as detectors do that list what they find."""
 
 
 def validate(
@@ -144,7 +148,7 @@ def _compare(
 def _real_rows(one: Array, other: Array, fed: Batch, name: str) -> tuple[Array, Array]:
     """Leave out the rows that only fill a fixed batch."""
     if one.shape != other.shape:
-        raise ValidationError(
+        raise OtherShapesError(
             f"output '{name}' has shape {list(one.shape)} in the original and {list(other.shape)} "
             "in the converted model; compare two forms of one model"
         )
@@ -193,7 +197,7 @@ def _size(
         macs=cost.macs,
         uncounted=cost.uncounted,
         file=None if file is None else str(file),
-        digest=None if file is None else file_digest(file),
+        digest=None if file is None else model_digest(file),
     )
 
 

@@ -30,6 +30,14 @@ REPORT: dict[str, Any] = {
     "macs_reduction": 2.1,
     "peak_memory_mib": 500.0,
 }
+QUANTIZED: dict[str, Any] = {
+    "shipped": True,
+    "before": {"error": 0.01, "agreement": 0.96},
+    "after": {"error": 0.012, "agreement": None},
+    "bytes_before": 4000,
+    "bytes_after": 1000,
+    "latency": {"quantized_ms": 0.5, "speedup": {"ratio": 8.0}, "over_float": {"ratio": 4.0}},
+}
 
 
 def write(folder: Path, name: str, **changes: Any) -> Path:
@@ -48,6 +56,33 @@ def test_equal_runs_differ_in_nothing_but_figures(tmp_path: Path) -> None:
     assert figures["speedup"] == (2.0, 1.3)
     assert figures["original_ms"] == (4.0, 4.0)
     assert figures["seconds"] == (3.5, 3.5)
+
+
+def test_figures_of_a_quantization_stand_beside_those_of_the_float_model(tmp_path: Path) -> None:
+    withheld = {**copy.deepcopy(QUANTIZED), "shipped": False, "bytes_after": 1200, "latency": None}
+    paths = [
+        write(tmp_path, f"{name}.json", quantization=each)
+        for name, each in (("float", None), ("int8", QUANTIZED), ("withheld", withheld))
+    ]
+    figures = {each.name: (each.before, each.after) for each in converter.diff(*paths[:2]).figures}
+    assert figures["speedup"] == (2.0, 2.0)
+    assert {name: each for name, each in figures.items() if "quantiz" in name} == {
+        "quantized model written": (None, True),
+        "error before quantization": (None, 0.01),
+        "agreement before quantization": (None, 0.96),
+        "bytes before quantization": (None, 4000),
+        "error after quantization": (None, 0.012),
+        "bytes after quantization": (None, 1000),
+        "quantized_ms": (None, 0.5),
+        "speedup after quantization": (None, 8.0),
+        "speedup over float after quantization": (None, 4.0),
+    }
+    figures = {each.name: (each.before, each.after) for each in converter.diff(*paths[1:]).figures}
+    assert figures["quantized model written"] == (True, False)
+    assert figures["bytes after quantization"] == (1000, 1200)
+    assert figures["speedup after quantization"] == (8.0, None)
+    plain = converter.diff(paths[0], write(tmp_path, "older.json"))
+    assert not any("quantiz" in each.name for each in plain.figures)
 
 
 def test_what_differs_is_named(tmp_path: Path) -> None:
@@ -97,6 +132,7 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
         (json.dumps({**REPORT, "format": "twofold-verdict-1"}), "format"),
         (json.dumps({**REPORT, "layers": [{"name": 3}]}), "layers.0"),
         (json.dumps({**REPORT, "stages": 3}), "stages"),
+        (json.dumps({**REPORT, "quantization": 3}), "quantization"),
     ],
 )
 def test_what_is_no_report(tmp_path: Path, content: str, words: str) -> None:
@@ -117,7 +153,14 @@ JSON = st.recursive(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted({*REPORT, "recovery"})), JSON, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted({*REPORT, "recovery", "quantization"})), JSON, max_size=3
+    )
+    | st.dictionaries(st.sampled_from(sorted(QUANTIZED)), JSON).map(
+        lambda parts: {"quantization": {**QUANTIZED, **parts}}
+    )
+)
 def test_whatever_a_report_holds_it_is_compared_or_refused(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -7,13 +7,16 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, ModelInput
-from converter.config import Preprocessing
-from converter.drop import Evaluation, drop_of, set_apart
+from converter.calibration.subset import Subset
+from converter.config import Preprocessing, Runtime
+from converter.drop import Evaluation, drop_of, measure_drop, set_apart
 from converter.errors import CalibrationError
+from converter.progress import SILENT
 from converter.validation.findings import Accuracy, Agreement, OutputComparison, Size, Validation
 
 INPUT = (ModelInput("x", ("n", 2), np.dtype(np.float32)),)
@@ -51,6 +54,8 @@ def test_every_fifth_image_is_held_back(tmp_path: Path, count: int) -> None:
     assert sorted(rows(fitted) + rows(judged)) == list(range(count))
     gaps = np.diff(rows(judged))
     assert all(4 <= gap <= 6 for gap in gaps)  # evenly, so that no class is left out
+    as_many = Subset(whole, len(fitted))
+    assert (fitted.digest() == as_many.digest()) == (rows(fitted) == rows(as_many))
     assert fitted.digest() != judged.digest()
     again, _ = set_apart(whole, Evaluation(), INPUT, Preprocessing())
     assert rows(again) == rows(fitted)
@@ -87,3 +92,32 @@ def test_nan_is_no_small_drop(without: tuple[str, ...]) -> None:
     broken = dataclasses.replace(OUTPUT, nonfinite_converted=1)
     validation = dataclasses.replace(VALIDATION, outputs=(broken,), **dict.fromkeys(without))
     assert math.isinf(drop_of(validation).points)
+
+
+@pytest.mark.parametrize(
+    ("other", "images", "points"), [(1, 100, 1.0), (5, 1000, 0.5), (1, 200, 0.5)]
+)
+def test_a_drop_is_what_the_count_says(other: int, images: int, points: float) -> None:
+    """At the tolerance itself, not a little above by round-off."""
+    agreement = Agreement("y", 1.0 - other / images, None)
+    drop = drop_of(
+        dataclasses.replace(VALIDATION, images=images, accuracy=None, agreement=agreement)
+    )
+    assert drop.points == points
+
+
+def test_none_of_a_few_images_says_little() -> None:
+    agreement = Agreement("y", 1.0, None)
+    drop = drop_of(dataclasses.replace(VALIDATION, images=20, accuracy=None, agreement=agreement))
+    assert (drop.points, drop.standard_error) == (0.0, 5.0)
+
+
+def test_outputs_of_other_shapes_are_as_far_off_as_can_be(tmp_path: Path) -> None:
+    """As a detector's are that lists another number of boxes."""
+    listing = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x) => (int64[2, K] y) { %s y = NonZero(z) }"""
+    first = onnx.parser.parse_model(listing % "z = Identity(x)")
+    second = onnx.parser.parse_model(listing % "z = Sub(x, x)")
+    data = open_rows(tmp_path / "a.npy", 4)
+    drop = measure_drop(first, second, data, Runtime(threads=1), batch=2, progress=SILENT)
+    assert math.isinf(drop.points)

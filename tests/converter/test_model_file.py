@@ -13,12 +13,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import converter
 from converter import model_file
 from converter.errors import ConfigError, ConverterError, ModelError
 from converter.limits import Limit
 from converter.model_file import (
     PROTOBUF_LIMIT,
     check_output_path,
+    external_files,
     file_digest,
     load_model,
     model_digest,
@@ -616,6 +618,15 @@ def test_an_output_whose_weights_would_overwrite_an_input_is_refused(tmp_path: P
     source = tmp_path / "out.onnx.data"
     source.write_bytes(b"x")
     assert "overwrite the input" in output_refused(tmp_path / "out.onnx", source)
+
+
+def test_the_files_that_a_models_weights_lie_in_are_inputs_too(
+    external: Callable[..., Path],
+) -> None:
+    source = external()
+    assert external_files(source) == [source.with_name("weights.bin").resolve()]
+    with pytest.raises(ConfigError, match=r"would overwrite the input .*weights\.bin"):
+        converter.convert(source, "images", source.with_name("weights.bin"), converter.Budget(2))
 
 
 def test_outputs_that_cannot_be_files_are_refused(tmp_path: Path) -> None:

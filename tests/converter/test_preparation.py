@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,8 +13,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+import converter
 from converter.calibration.opening import open_calibration_set
-from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
+from converter.config import (
+    Budget,
+    CalibrationSettings,
+    Preprocessing,
+    Runtime,
+    SolverSettings,
+    Target,
+)
 from converter.errors import ModelError
 from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
@@ -41,15 +50,41 @@ SHAPES = {
 }  # fmt: skip
 CONVERTIBLE = ["conv1", "conv2", "classifier"]
 
+FRAMES = """<ir_version: 8, opset_import: ["": 17]>
+frames (float[batch, 3, 8, 8] image) => (float[batch, 32, 8] y) {
+    quarters = Constant<value_ints = [-1, 3, 4, 4]>()
+    q = Reshape(image, quarters)
+    [conv1] c1 = Conv<pads = [1, 1, 1, 1]>(q, w1)
+    [relu1] r1 = Relu(c1)
+    [conv2] c2 = Conv<pads = [1, 1, 1, 1], strides = [2, 1]>(r1, w2)
+    [relu2] r2 = Relu(c2)
+    windows = Constant<value_ints = [-1, 8, 12]>()
+    v = Reshape(r2, windows)
+    [window] m = MatMul(v, w3)
+    tokens = Constant<value_ints = [-1, 10]>()
+    t = Reshape(m, tokens)
+    [token] g = Gemm(t, w4)
+    samples = Constant<value_ints = [-1, 32, 8]>()
+    y = Reshape(g, samples)
+}"""
+"""Quarters of an image, windows and tokens in place of whole samples."""
+OF_FRAMES = {"w1": (12, 3, 3, 3), "w2": (12, 12, 3, 3), "w3": (12, 10), "w4": (10, 8)}
+
 
 def tiny(text: str = TEXT) -> onnx.ModelProto:
+    model = with_weights(text, SHAPES)
+    variance = np.random.default_rng(1).uniform(0.5, 2, size=12).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(variance, "variance"))
+    return model
+
+
+def with_weights(text: str, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     arrays: dict[str, NDArray[np.float64]] = {
         name: rng.normal(size=shape) * (1.5 / np.prod(shape[1:])) ** 0.5
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
-    arrays["variance"] = rng.uniform(0.5, 2, size=12)
     model.graph.initializer.extend(
         numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()
     )
@@ -110,6 +145,70 @@ def test_costs_of_kept_layers_are_those_that_were_counted(
     for name, candidates in found.candidates.items():
         assert candidates[0].macs == counted[name].macs
         assert candidates[0].params == counted[name].params
+
+
+@pytest.mark.parametrize("batch", ["batch", "4"])
+def test_costs_are_those_that_were_counted_where_images_are_folded_into_the_batch(
+    prepared: Callable[..., Prepared], batch: str
+) -> None:
+    found = prepared(with_weights(FRAMES.replace("batch", batch), OF_FRAMES))
+    folds = {name: geometry.fold for name, geometry in found.geometries.items()}
+    assert folds == {"conv1": 4, "conv2": 4, "window": 4, "token": 32}
+    kept = {name: candidates[0].macs for name, candidates in found.candidates.items()}
+    assert kept == {layer.name: layer.macs for layer in found.cost.layers}
+
+
+def test_a_sample_of_a_fixed_batch_may_lie_along_any_axis(
+    prepared: Callable[..., Prepared],
+) -> None:
+    """Three rows for each sample, and four samples: the first axis is no whole number of batches."""
+    found = prepared(
+        with_weights(
+            """<ir_version: 8, opset_import: ["": 17]>
+            turned (float[4, 3, 8, 8] image) => (float[3, 4, 16] y) {
+                rows = Constant<value_ints = [4, 3, 64]>()
+                r = Reshape(image, rows)
+                t = Transpose<perm = [1, 0, 2]>(r)
+                [only] y = MatMul(t, w)
+            }""",
+            {"w": (64, 16)},
+        )
+    )
+    assert found.geometries["only"].positions == 3
+    assert found.candidates["only"][0].macs == found.cost.macs
+
+
+def test_a_budget_in_macs_is_met_where_images_are_folded_into_the_batch(tmp_path: Path) -> None:
+    path, file = tmp_path / "frames.onnx", tmp_path / "images.npy"
+    save_model(with_weights(FRAMES, OF_FRAMES), path)
+    images = np.random.default_rng(1).normal(size=(32, 3, 8, 8)).astype(np.float32)
+    np.save(file, images)
+    conversion = converter.convert(
+        path,
+        file,
+        tmp_path / "small.onnx",
+        Budget(macs=2),
+        calibration=CalibrationSettings(batch=16, patches=512),
+        solver=SolverSettings(name="data-svd"),
+        target=Target(Runtime(threads=1)),
+        timing=False,
+    )
+    assert 2 <= conversion.macs_reduction < 2.5
+    saved = sum(layer.macs_before - layer.macs_after for layer in conversion.layers)
+    assert saved == conversion.macs_before - conversion.macs_after
+
+
+def test_a_network_of_one_layer_is_prepared(prepared: Callable[..., Prepared]) -> None:
+    found = prepared(
+        with_weights(
+            """<ir_version: 8, opset_import: ["": 17]>
+            one (float[batch, 3, 8, 8] image) => (float[batch, 12, 6, 6] y)
+            { [only] y = Conv(image, w) }""",
+            {"w": (12, 3, 3, 3)},
+        )
+    )
+    assert found.geometries["only"].in_shape == (8, 8)
+    assert found.geometries["only"].out_shape == (6, 6)
 
 
 def test_an_executor_changes_nothing(prepared: Callable[..., Prepared]) -> None:

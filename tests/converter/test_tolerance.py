@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,14 @@ import pytest
 from onnx import numpy_helper
 
 import converter
-from converter import CalibrationSettings, ConfigError, SolverSettings, Target, ValidationError
+from converter import (
+    CalibrationSettings,
+    ConfigError,
+    RecoverySettings,
+    SolverSettings,
+    Target,
+    ValidationError,
+)
 from converter import tolerance as module
 from converter.attempt import Attempt
 from converter.config import Budget, Runtime
@@ -227,7 +235,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "net.onnx", tmp_path / "images.npy"
 
 
-def convert(files: tuple[Path, Path], max_drop: float) -> converter.Conversion:
+def convert(
+    files: tuple[Path, Path], max_drop: float, recovery: RecoverySettings | None = None
+) -> converter.Conversion:
     model, images = files
     return converter.convert(
         model,
@@ -238,6 +248,7 @@ def convert(files: tuple[Path, Path], max_drop: float) -> converter.Conversion:
         solver=SolverSettings(name="data-svd"),
         target=Target(Runtime(threads=1)),
         timing=False,
+        recovery=recovery,
     )
 
 
@@ -252,6 +263,28 @@ def test_a_conversion_within_a_tolerance(files: tuple[Path, Path]) -> None:
     held = converter.validate(files[0], done.out, files[1], time_batches=(), seconds=0.01)
     assert held.macs_reduction == pytest.approx(done.macs_reduction)
     assert done.to_dict()["search"]["probes"][0]["drop"]["measure"] == "agreement"
+
+
+def test_what_was_learned_is_taken_back_where_it_is_not_within(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = RecoverySettings(epochs=4, batch=8, precision="float32")
+
+    def recovered(drop: float) -> converter.Conversion:
+        # the search measures for itself: this is what was learned
+        monkeypatch.setattr(
+            "converter.pipeline.measure_drop", lambda *_, **__: Drop("agreement", drop, 1.0, 12)
+        )
+        return convert(files, 60.0, recovery=taught)
+
+    kept, back = recovered(60.0), recovered(60.1)
+    assert kept.recovery is not None
+    assert kept.recovery["improved"]
+    assert back.recovery is not None
+    assert not back.recovery["improved"]
+    assert "60.10 ± 1.00 points of agreement, more than --max-drop 60" in back.notes[-1]
+    plain = convert(files, 60.0).out.read_bytes()
+    assert back.out_digest == hashlib.sha256(plain).hexdigest() != kept.out_digest
 
 
 def test_nothing_is_written_where_nothing_is_within(files: tuple[Path, Path]) -> None:

@@ -103,15 +103,16 @@ def test_what_cannot_be_kept_is_noted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "could not be kept" in work.notes[0]
 
     work = Work(tmp_path / "small")
+    keys = [key_of("predict", number) for number in range(5)]
     for number in range(4):
-        work.keep_candidates(f"predict-{number}", CANDIDATES)
-        os.utime(work.folder / f"predict-{number}.npz", (number, number))
-    assert work.candidates("predict-0") is not None  # used, and so the youngest
-    size = (work.folder / "predict-0.npz").stat().st_size
+        work.keep_candidates(keys[number], CANDIDATES)
+        os.utime(work.folder / f"{keys[number]}.npz", (number, number))
+    assert work.candidates(keys[0]) is not None  # used, and so the youngest
+    size = (work.folder / f"{keys[0]}.npz").stat().st_size
     monkeypatch.setattr(module, "MOST_BYTES", 3 * size)
-    work.keep_candidates("predict-4", CANDIDATES)
-    left = sorted(path.stem for path in work.folder.iterdir())
-    assert left == ["predict-0", "predict-3", "predict-4"]
+    work.keep_candidates(keys[4], CANDIDATES)
+    left = {path.stem for path in work.folder.iterdir()}
+    assert left == {keys[0], keys[3], keys[4]}
 
 
 # Keys --------------------------------------------------------------------------------------------
@@ -150,3 +151,40 @@ def test_one_bit_of_an_array_is_another_key(byte: int, bit: int) -> None:
     changed = array.copy()
     changed.view(np.uint8)[byte] ^= 1 << bit
     assert key_of("fit", array) != key_of("fit", changed)
+
+
+def test_only_its_own_files_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [tmp_path / name for name in ("calib.npz", "fast.recovery.npz", "fit-mine.npz")]
+    for path in others:
+        np.savez(path, x=np.zeros(4))
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(module, "MOST_BYTES", 1)
+    work = Work(tmp_path)
+    work.keep_candidates(key_of("predict", 1), CANDIDATES)
+    assert all(path.exists() for path in others)
+    assert work.candidates(key_of("predict", 1)) is None
+
+
+def test_a_part_in_a_folder_of_someone_else_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(tmp_path)
+    work.keep_candidates("predict-a", CANDIDATES)
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert work.candidates("predict-a") == CANDIDATES
+    assert work.notes == ()
+
+
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.array_file.MOST_BYTES", 100)
+    work = Work(tmp_path)
+    work.keep_solution("fit-a", SOLUTION)
+    assert not list(tmp_path.iterdir())
+    (note,) = work.notes
+    assert "more than the 100" in note

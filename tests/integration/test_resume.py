@@ -13,6 +13,8 @@ import pytest
 
 import converter
 from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSettings, Target
+from converter import place as placing
+from converter import preparation as preparing
 from converter import realisation as realising
 from tools.small_network import write_small_network
 
@@ -49,11 +51,26 @@ def test_a_work_folder_changes_nothing_but_the_time(
     monkeypatch.setattr(
         realising, "fit", lambda *problem, trade: fitted.append(1) or fit(*problem, trade=trade)
     )
+    predicted, measured = [], []
+    predict, metrics = placing.predict, preparing.output_metrics
+    monkeypatch.setattr(
+        placing, "predict", lambda task: predicted.append(task.name) or predict(task)
+    )
+    monkeypatch.setattr(
+        preparing,
+        "output_metrics",
+        lambda *given, **how: measured.append(1) or metrics(*given, **how),
+    )
     first = convert(folder, "first.onnx", "work")
     count = len(fitted)
+    whole = len(predicted)
+    assert whole > 2
+    assert measured == [1]
     assert count == sum(layer.scheme != "kept" for layer in plain.layers) > 2
     again = convert(folder, "again.onnx", "work")
     assert len(fitted) == count  # nothing was fitted twice
+    assert len(predicted) == whole
+    assert measured == [1]
     assert plain.out.read_bytes() == first.out.read_bytes() == again.out.read_bytes()
     assert [layer.trace for layer in again.layers] == [layer.trace for layer in first.layers]
     assert again.notes == plain.notes

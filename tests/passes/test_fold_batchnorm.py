@@ -330,5 +330,13 @@ def test_losing_an_input_is_said() -> None:
     model = build(f"h = Conv(x, w) y = {BN}", {**W, **batch_norm(6)}, ir=3)
     model.ir_version = 8  # the old habit of listing weights, under rules that let callers set them
     changed, result = folded(model)
-    assert [value.name for value in changed.graph.input] == ["x", "w"]
-    assert "no longer has the input gamma, beta, mean, var" in result.changes[0].what
+    # a caller who feeds w means the weight as it was, which is not scaled
+    assert [value.name for value in changed.graph.input] == ["x"]
+    assert "no longer has the input gamma, beta, mean, var, w" in result.changes[0].what
+    biased = build(
+        f"h = Conv(x, w, b) y = {BN}", {**W, "b": np.ones(6, np.float32), **batch_norm(6)}, ir=3
+    )
+    biased.ir_version = 8
+    changed, result = folded(biased)
+    assert [value.name for value in changed.graph.input] == ["x"]
+    assert "var, w, b" in result.changes[0].what

@@ -548,3 +548,12 @@ def test_resnet_blocks_have_their_shortcuts(shared: Path) -> None:
     assert all(layer.reason is None for layer in layers)
     assert [layer.shortcut is not None for layer in layers[1:-1]] == [False, True] * 9
     assert all(layer.activation.kind == "relu" for layer in layers[:-1])
+
+
+def test_a_node_called_as_what_another_one_writes_has_a_name_of_its_own() -> None:
+    body = (
+        "[h] a = Conv<pads = [1, 1, 1, 1]>(x, w) h = Conv<pads = [1, 1, 1, 1]>(x, w2) y = Add(a, h)"
+    )
+    first, second = layers_of(body, {"w": W, "w2": 2 * W})
+    assert (first.name, second.name) == ("h", "h_1")
+    assert (first.response, second.response) == ("a", "h")

@@ -15,10 +15,12 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
+from converter.calibration.sets import fixed_batch
 from converter.config import Target
+from converter.planner.cost import tensor_shapes
 from converter.planner.measurements import measurement_key
 from converter.planner.milliseconds.forms import Feeds
-from converter.runtime import machine
+from converter.runtime import machine, model_inputs
 from converter.schemes.form import Form
 from passes.base import run_passes
 from passes.exchange import import_graph
@@ -42,7 +44,11 @@ class Shelf:
         run_passes(graph, [InferShapes()])
         tensors = graph.tensors()
         writers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
-        self._geometry = {layer.name: _geometry(layer, tensors, writers, feeds) for layer in layers}
+        folded = _folded(model, layers, feeds)
+        self._geometry = {
+            layer.name: _geometry(layer, tensors, writers, feeds, folded[layer.name])
+            for layer in layers
+        }
         self._known = known
         self._seen: dict[str, list[float]] = defaultdict(list)
 
@@ -111,8 +117,24 @@ def _accelerator() -> str:
     return ", ".join(line.partition(":")[2].strip() for line in lines if line.startswith("Model"))
 
 
+def _folded(
+    model: onnx.ModelProto, layers: Sequence[Layer], feeds: Feeds
+) -> dict[str, tuple[int, ...]]:
+    """Give the leading size of each response, where it is not the batch: images are folded into it."""
+    free = fixed_batch(model_inputs(model)) is None
+    sample = {name: feed[:1] if free else feed for name, feed in feeds.items()}
+    shapes = tensor_shapes(model, sample, [layer.response for layer in layers])
+    fed = len(next(iter(sample.values())))
+    sizes = {layer.name: shapes[layer.response][0] for layer in layers}
+    return {name: () if size == fed else (size,) for name, size in sizes.items()}
+
+
 def _geometry(
-    layer: Layer, tensors: Mapping[str, gs.Tensor], writers: Mapping[str, gs.Node], feeds: Feeds
+    layer: Layer,
+    tensors: Mapping[str, gs.Tensor],
+    writers: Mapping[str, gs.Node],
+    feeds: Feeds,
+    folded: tuple[int, ...],
 ) -> str:
     """Describe everything about a layer that its time depends on."""
     shapes = [tensors[name].shape for name in (layer.input, layer.response)]
@@ -131,5 +153,6 @@ def _geometry(
         layer.shortcut is not None,
         "" if producer is None else producer.op,
         sorted(node.op for node in tensors[layer.activated].outputs),
+        *folded,  # nothing where there is nothing to tell, so that what was kept before is found again
     ]
     return json.dumps(parts)

@@ -23,6 +23,7 @@ from converter.model_file import write_text_atomically
 from converter.report.page.front import show_front
 from converter.report.page.layers import show_depth, show_layers
 from converter.report.page.made import show_made, show_passes, show_recovery
+from converter.report.page.quantization import show_quantization
 from converter.report.page.record import COMPARISONS, Record, kind_of, read_report
 from converter.report.page.seen import show_outputs, show_worst
 from converter.report.page.verdict import figures, read_gates, verdict
@@ -102,14 +103,20 @@ def render_page(
         verdict=verdict(run, compared, gates),
         figures=figures(run, compared),
         gates=gates,
-        notes=(*run.texts("notes"), *compared.texts("notes")),
+        notes=(
+            *run.texts("notes"),
+            *run.record("quantization").texts("notes"),
+            *compared.texts("notes"),
+        ),
         front=show_front(run),
         depth=show_depth(run),
         layers=show_layers(run),
         worst=show_worst(compared),
         outputs=show_outputs(compared),
-        recovery=show_recovery(run),
-        made=show_made(run, compared),
+        made=(
+            *filter(None, (show_recovery(run), show_quantization(run))),
+            *show_made(run, compared),
+        ),
         passes=show_passes(run),
     )
 

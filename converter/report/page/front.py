@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from converter.report.page.chart import Chart, Dot, MarkClass, draw_chart
 from converter.report.page.phrases import bare_milliseconds, gained, lost, two
+from converter.report.page.quantization import quantization_of
 from converter.report.page.record import Record
 from converter.report.page.table import Table
 from converter.report.words import effect
@@ -79,12 +80,13 @@ def _verified(points: Sequence[Record]) -> list[tuple[float, float, str]]:
 
 
 def _carried_out(run: Record) -> list[tuple[float, float, str]]:
-    """Give the model that was written, unless the search lists it."""
+    """Give the model that was planned, in float, unless the search lists it."""
     speedup = run.record("latency").number("speedup")
     error = run.record("planned").number("effect")
     if speedup is None or error is None or run.record("search"):
         return []
-    return [(speedup, error, f"measured: {speedup:.2f} times")]
+    beside = ", before it was quantized" if quantization_of(run) else ""
+    return [(speedup, error, f"measured: {speedup:.2f} times{beside}")]
 
 
 def _front_table(run: Record, points: Sequence[Record], planned: Record, *, timed: bool) -> Table:
@@ -146,6 +148,7 @@ def _beside(run: Record, done: Sequence[object]) -> str:
     if judged and done:
         return f"Drops were measured on {judged}."
     off = run.record("latency").number("off")
-    return (
-        "" if off is None else f"The predicted latency of the result was off by {100 * off:+.0f} %."
-    )
+    if off is None:
+        return ""
+    result = "model in float" if quantization_of(run) else "result"
+    return f"The predicted latency of the {result} was off by {100 * off:+.0f} %."

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from converter.report.page.phrases import gained, lost, times
+from converter.report.page.quantization import latency_of, quantization_of
 from converter.report.page.record import Record
-from converter.report.words import count, factor, mebibytes, milliseconds, signed_points
+from converter.report.words import count, effect, factor, mebibytes, milliseconds, signed_points
 
 __all__ = ["Figure", "Gate", "Verdict", "figures", "read_gates", "verdict"]
 
@@ -68,13 +69,12 @@ class Figure:
 def verdict(run: Record, validation: Record, passed: tuple[Gate, ...]) -> Verdict:
     """Sum up a conversion, what a validation found of it, and its gates; each may be empty."""
     badge, tone = _badge(validation, passed)
-    layers = run.records("layers")
-    if layers and all(layer.text("scheme") == "kept" for layer in layers):
+    if _all_kept(run) and not quantization_of(run):
         headline: tuple[tuple[str, str], ...] = (("", "No layer was replaced"),)
     elif run.records("points"):
         headline = (_reach(run),)
     else:
-        headline = tuple(filter(None, (_speed(run, validation), _size(run, validation))))
+        headline = tuple(filter(None, (_speed(run, validation), *_sizes(run, validation))))
     return Verdict(
         headline=headline or (("", "Nothing was measured"),),
         sentence=". ".join(filter(None, (_cost(run, validation), _timed_on(run, validation))))
@@ -107,7 +107,7 @@ def figures(run: Record, validation: Record) -> tuple[Figure, ...]:
             _accuracy(validation),
             _agreement(validation),
             *_latencies(run, validation),
-            _counted("file size", before.number("bytes"), after.number("bytes"), mebibytes),
+            _file_size(run, before, after),
             _counted("parameters", *_both("params", run, before, after), count),
             _counted("multiply-accumulates", *_both("macs", run, before, after), count),
         )
@@ -116,6 +116,11 @@ def figures(run: Record, validation: Record) -> tuple[Figure, ...]:
 
 
 # ---- the headline
+
+
+def _all_kept(run: Record) -> bool:
+    layers = run.records("layers")
+    return bool(layers) and all(layer.text("scheme") == "kept" for layer in layers)
 
 
 def _badge(validation: Record, passed: tuple[Gate, ...]) -> tuple[str, Tone]:
@@ -131,14 +136,14 @@ def _badge(validation: Record, passed: tuple[Gate, ...]) -> tuple[str, Tone]:
 
 def _speed(run: Record, validation: Record) -> tuple[str, str] | None:
     """Say the speed-up at the batch that the conversion was made for, as the validation read it."""
-    wanted = run.record("latency").number("batch")
+    latency = latency_of(run)
+    wanted = latency.number("batch")
     timed = [each for each in validation.records("latencies") if each.record("speedup")]
     at_target = [each for each in timed if each.number("batch") == wanted]
     if at_target or (timed and wanted is None):
         chosen = (at_target or timed)[0]
         ratio = chosen.record("speedup")
         return _faster(ratio.number("ratio"), ratio, chosen.number("batch"))
-    latency = run.record("latency")
     return _faster(latency.number("speedup"), latency, wanted)
 
 
@@ -154,20 +159,31 @@ def _faster(ratio: float | None, bounds: Record, batch: float | None) -> tuple[s
     return "", f"As fast as before{at}"
 
 
-def _size(run: Record, validation: Record) -> tuple[str, str] | None:
+def _sizes(run: Record, validation: Record) -> list[tuple[str, str] | None]:
+    """Compare the files; where that of the original is not known, what is known to have become smaller."""
     before, after = validation.record("original"), validation.record("converted")
-    sizes, word, more = before.number("bytes"), "smaller", "larger"
-    left = after.number("bytes")
-    if not sizes or not left:
-        (sizes, left), word, more = _both("params", run, before, after), "fewer", "more"
-    if not sizes or not left:
+    whole = _size(before.number("bytes"), after.number("bytes"), ("smaller", "larger"))
+    if whole is not None:
+        return [whole]
+    params = _size(*_both("params", run, before, after), ("fewer parameters", "more parameters"))
+    quantized = quantization_of(run)
+    in_bytes = quantized.number("bytes_before"), quantized.number("bytes_after")
+    if _all_kept(run):  # then the float model is the original
+        return [_size(*in_bytes, ("smaller", "larger")) or params]
+    than = "than in float"
+    return [params, _size(*in_bytes, (f"smaller {than}", f"larger {than}"))]
+
+
+def _size(
+    before: float | None, after: float | None, words: tuple[str, str]
+) -> tuple[str, str] | None:
+    """Say how many times less or more there is, in words for either."""
+    if before is None or after is None or min(before, after) <= 0:
         return None
-    what = " parameters" if word == "fewer" else ""
-    if abs(sizes / left - 1.0) < 0.005:
-        return "", f"no {word}{what}"
-    return (
-        (times(sizes / left), word + what) if sizes > left else (times(left / sizes), more + what)
-    )
+    less, more = words
+    if abs(before / after - 1.0) < 0.005:
+        return "", f"no {less}"
+    return (times(before / after), less) if before > after else (times(after / before), more)
 
 
 def _reach(front: Record) -> tuple[str, str]:
@@ -195,9 +211,9 @@ def _cost(run: Record, validation: Record) -> str:
     known = [each for each in errors if each is not None]
     if known:
         return f"Outputs differ by {100 * max(known):.2g} % on {images}"
-    drop = _searched(run.record("search"))
-    if drop:
-        return drop
+    told = _searched(run) or _quantized_cost(quantization_of(run))
+    if told:
+        return told
     if run.records("points"):
         return "Error against gain, for the best plans of this model"
     return (
@@ -210,7 +226,7 @@ def _timed_on(run: Record, validation: Record) -> str:
     runs = [each.record("original") for each in validation.records("latencies")]
     if any(point.number("speedup") is not None for point in run.records("points")):
         runs.append(run.record("settings").record("target").record("runtime"))
-    found = next((each for each in (*runs, run.record("latency")) if each.text("provider")), None)
+    found = next((each for each in (*runs, latency_of(run)) if each.text("provider")), None)
     if found is None:
         return ""
     threads = found.count("threads")
@@ -218,13 +234,36 @@ def _timed_on(run: Record, validation: Record) -> str:
     return f"Timed on {found.text('provider', 40).upper()}{on}"
 
 
-def _searched(search: Record) -> str:
+def _searched(run: Record) -> str:
+    """Say what the model that a search found has lost; a quantized one was held to the tolerance."""
+    search = run.record("search")
     within = [probe for probe in search.records("probes") if probe.flag("within")]
     if not within:
         return ""
     best = max(within, key=lambda probe: gained(probe) or 0.0)
     drop = best.record("drop")
-    return f"{lost(drop)} on {drop.count('images'):,} images, {search.text('images')}"
+    said = lost(drop)
+    if quantization_of(run):
+        most = search.number("max_drop")
+        if most is None:
+            return ""
+        said = f"At most {lost(Record({'points': most, 'measure': drop.text('measure')}))}"
+    return f"{said} on {drop.count('images'):,} images, {search.text('images')}"
+
+
+def _quantized_cost(quantized: Record) -> str:
+    """Say how far a quantized model is from the original; layers may have been fitted on these images."""
+    images = (
+        f"{quantized.count('held_out'):,} calibration images: compare the two on others with twofold "
+        "validate"
+    )
+    after = quantized.record("after")
+    agreement, error = after.number("agreement"), after.number("error")
+    if agreement is not None:
+        return f"The same best class on {100 * agreement:.1f} % of {images}"
+    if error is not None:
+        return f"Outputs are off by {effect(error)} of their variance on {images}"
+    return ""
 
 
 # ---- the figures
@@ -262,7 +301,7 @@ def _latencies(run: Record, validation: Record) -> list[Figure | None]:
         )
         for each in validation.records("latencies")
     ]
-    own = run.record("latency")
+    own = latency_of(run)
     known = [
         each.number("batch") for each in validation.records("latencies") if each.record("speedup")
     ]
@@ -296,6 +335,20 @@ def _latency(
         milliseconds(after),
         f"speed-up {ratio:.2f}{interval}",
         _shares(before, after),
+    )
+
+
+def _file_size(run: Record, before: Record, after: Record) -> Figure | None:
+    """Compare the files; without a validation, that of the float model with the quantized one."""
+    found = _counted("file size", before.number("bytes"), after.number("bytes"), mebibytes)
+    if found is not None:
+        return found
+    quantized = quantization_of(run)
+    return _counted(
+        f"file size, float to {quantized.text('precision', 20) or 'quantized'}",
+        quantized.number("bytes_before"),
+        quantized.number("bytes_after"),
+        mebibytes,
     )
 
 

@@ -233,3 +233,11 @@ def test_the_reference_images_open_with_labels(shared: Path) -> None:
     # Normalised natural images: mean near 0 and deviation near 1 for each channel.
     assert np.abs(batch.feeds["input"].mean(axis=(0, 2, 3))).max() < 0.3
     assert np.abs(batch.feeds["input"].std(axis=(0, 2, 3)) - 1).max() < 0.3
+
+
+def test_images_prepared_otherwise_have_another_digest(folder: Path) -> None:
+    """Results that are kept, or gone on from, depend on it."""
+    settings = [RAW, RAW.replace(scale=0.5), RAW.replace(channels="bgr"), RAW.replace(mean=(1.0,))]
+    opened = [open_calibration_set(folder, [model_input()], each) for each in settings]
+    digests = [each.digest() for each in opened]
+    assert len(set(digests)) == len(digests)

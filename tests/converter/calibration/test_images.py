@@ -415,6 +415,10 @@ def test_channels_that_do_not_agree_are_refused(tmp_path: Path) -> None:
         # With a size in the settings, and for any other number, resize is what it says.
         (PRESETS["imagenet"].replace(size=(192, 192)), ("n", 3, 192, 192), (192, 192), 256),
         (RAW.replace(resize=250), ("n", 3, 192, 192), (192, 192), 250),
+        (RAW.replace(resize=256), ("n", 3, 192, 192), (192, 192), 256),
+        (PRESETS["imagenet"].replace(resize=256), ("n", 3, 192, 192), (192, 192), 256),
+        (preprocessing_from_options("imagenet", resize=256), ("n", 3, 192, 192), (192, 192), 256),
+        (preprocessing_from_options("imagenet"), ("n", 3, 192, 192), (192, 192), 219),
     ],
 )
 def test_settings_are_completed_from_the_model(

@@ -64,8 +64,9 @@ def test_a_reader_s_samples_can_be_limited(kind: type[Reader]) -> None:
     assert opened.class_names is None
 
 
-def test_a_reader_may_fill_one_array_again_and_again() -> None:
-    class Reusing(Reader):
+@pytest.mark.parametrize("kind", [Reader, RewindingReader])
+def test_a_reader_may_fill_one_array_again_and_again(kind: type[Reader]) -> None:
+    class Reusing(kind):  # type: ignore[misc, valid-type]  # a class that is given
         buffer = np.zeros((1, 3, 8, 8), np.float32)
 
         def get_next(self) -> Mapping[str, NDArray[Any]] | None:
@@ -75,7 +76,7 @@ def test_a_reader_may_fill_one_array_again_and_again() -> None:
             self.buffer[:] = feeds["input"]
             return {"input": self.buffer}
 
-    assert values(ReaderSet(Reusing([1] * 5), [model_input()])) == [0, 1, 2, 3, 4]
+    assert values(ReaderSet(Reusing([1] * 5), [model_input()]), 3) == [0, 1, 2, 3, 4]
 
 
 def test_what_is_kept_of_a_reader_is_bounded() -> None:

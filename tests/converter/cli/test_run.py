@@ -105,6 +105,33 @@ def test_run_refuses_before_it_converts(
     assert converting.positional == ()
 
 
+@pytest.mark.parametrize(
+    "twice", [["--json", "small.json"], ["--junit", "page.html", "--html", "page.html"]]
+)
+def test_no_file_is_written_over_another(
+    twofold: Run, converting: Called, net: Path, pictures: Path, tmp_path: Path, twice: list[str]
+) -> None:
+    del net, pictures
+    paths = [str(tmp_path / each) if "." in each else each for each in twice]
+    ended = twofold("run", "--config", project(tmp_path), *paths)
+    assert ended.code == 2
+    assert "would overwrite" in ended.err
+    assert converting.positional == ()
+
+
+def test_check_judges_on_the_images_that_run_falls_back_to(
+    twofold: Run, converting: Called, net: Path, pictures: Path, tmp_path: Path
+) -> None:
+    del converting, net, pictures
+    path = project(tmp_path)
+    text = path.read_text(encoding="utf-8").replace('data = "pictures"', "")
+    path.write_text(
+        text.replace("macs = 2", 'max_drop = 50\n        val = "pictures"'), encoding="utf-8"
+    )
+    assert twofold("run", "--config", path).code == 0
+    assert twofold("check", "--config", path).code == 0
+
+
 def test_a_failed_conversion_is_not_judged(
     twofold: Run, converting: Called, net: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -234,6 +234,10 @@ def test_what_cannot_be_quantized_is_refused_before_anything_is_converted(
     monkeypatch.setattr("converter.pipeline.begin", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ConfigError, match="--fp16 is for CUDA"):
         convert(files, tmp_path / "out.onnx", quantization=QuantizationSettings("float16"))
+    few = tmp_path / "few.npy"
+    np.save(few, np.load(files[1])[:19])
+    with pytest.raises(CalibrationError, match="at least 20"):
+        convert((files[0], few), tmp_path / "out.onnx")
 
 
 def test_a_tolerance_holds_for_the_quantized_model_too(

@@ -30,3 +30,9 @@ def test_a_geometry_counts_taps_columns_and_positions() -> None:
     gemm = Geometry("Gemm", 8, 5, (), (), (), bias=False)
     assert (gemm.taps, gemm.columns, gemm.positions) == (1, 5, 1)
     assert pickle.loads(pickle.dumps(conv)) == conv  # noqa: S301  # its own bytes
+
+
+def test_what_is_folded_into_the_batch_has_more_positions_and_no_more_weights() -> None:
+    conv = Geometry("Conv", 8, 5, (3, 2), (9, 8), (4, 7), bias=True, fold=3)
+    assert (conv.taps, conv.columns) == (6, 30)
+    assert (conv.positions, conv.in_positions) == (84, 216)

@@ -26,13 +26,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Case:
-    """One layer: the shape of its weight, the rest of its input's shape, its attributes."""
+    """One layer: the shape of its weight, the rest of its input's shape, its attributes.
+
+    Each sample has `fold` inputs of it, which a Reshape folds into the batch.
+    """
 
     op: str
     shape: tuple[int, ...]
     size: tuple[int, ...]
     attributes: str = ""
     bias: bool = True
+    fold: int = 1
 
 
 CASES = {
@@ -56,6 +60,9 @@ CASES = {
     "Gemm": Case("Gemm", (40, 64), (), "<transB = 1>"),
     "Gemm without bias": Case("Gemm", (40, 64), (), "<transB = 1>", bias=False),
     "MatMul": Case("MatMul", (24, 32), (5,), bias=False),
+    "3x3 of frames": Case("Conv", (24, 16, 3, 3), (9, 8), "<strides = [2, 1]>", fold=4),
+    "Gemm of tokens": Case("Gemm", (40, 64), (), "<transB = 1>", fold=6),
+    "MatMul of windows": Case("MatMul", (24, 32), (5,), bias=False, fold=3),
 }
 EACH_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EACH_SCHEME = pytest.mark.parametrize("name", SCHEMES)
@@ -63,13 +70,16 @@ EACH_SCHEME = pytest.mark.parametrize("name", SCHEMES)
 
 def model_of(case: Case) -> onnx.ModelProto:
     """A model of one layer and a ReLU, with random weights."""
-    inputs = "x, w, b" if case.bias else "x, w"
+    inputs = "z, w, b" if case.bias else "z, w"
     given = ", ".join(["batch", *map(str, feed_of(case)["x"].shape[1:])])
+    folded = ", ".join(map(str, (-1, *dims_of(case))))
     answered = ", ".join(f"y{axis}" for axis in range(len(case.size) + 2))
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["": 17]>
         one (float[{given}] x) => (float[{answered}] y)
         {{
+            shape = Constant <value_ints = [{folded}]> ()
+            z = Reshape (x, shape)
             [layer] response = {case.op} {case.attributes} ({inputs})
             [relu] y = Relu(response)
         }}"""
@@ -88,10 +98,15 @@ def model_of(case: Case) -> onnx.ModelProto:
     return model
 
 
+def dims_of(case: Case) -> tuple[int, ...]:
+    """The layer's input, less its first axis."""
+    return (case.shape[1], *case.size) if case.op == "Conv" else (*case.size, case.shape[1])
+
+
 def feed_of(case: Case, batch: int = 2) -> dict[str, Floats]:
-    dims = (case.shape[1], *case.size) if case.op == "Conv" else (*case.size, case.shape[1])
+    frames = () if case.fold == 1 else (case.fold,)
     rng = np.random.default_rng(1)
-    return {"x": rng.normal(size=(batch, *dims)).astype(np.float32)}
+    return {"x": rng.normal(size=(batch, *frames, *dims_of(case))).astype(np.float32)}
 
 
 def layer_of(case: Case) -> tuple[Layer, Geometry]:
@@ -100,9 +115,9 @@ def layer_of(case: Case) -> tuple[Layer, Geometry]:
     run_passes(graph, normalising())
     (layer,) = find_layers(graph)
     assert layer.reason is None
-    shapes = tensor_shapes(model, feed_of(case), ["x", "response"])
+    shapes = tensor_shapes(model, feed_of(case), ["z", "response"])
     where = slice(2, None) if case.op == "Conv" else slice(1, -1)
-    return layer, geometry_of(layer, shapes["x"][where], shapes["response"][where])
+    return layer, geometry_of(layer, shapes["z"][where], shapes["response"][where], case.fold)
 
 
 def converted(case: Case, layer: Layer, branches: Branches) -> onnx.ModelProto:

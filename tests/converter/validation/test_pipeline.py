@@ -20,6 +20,7 @@ from converter.calibration.sets import Batch
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
 from converter.latency import speedup
+from converter.model_file import file_digest, model_digest, save_model
 from converter.validation.findings import Validation
 from converter.validation.pipeline import validate
 
@@ -389,7 +390,7 @@ def test_a_reference_model_equals_itself(shared: Path) -> None:
     assert (found.agreement.top1, found.agreement.top5) == (1, 1)
     assert found.macs_reduction == found.params_reduction == found.bytes_reduction == 1
     assert found.accuracy is not None
-    assert (found.accuracy.drop_points, found.accuracy.standard_error_points) == (0, 0)
+    assert found.accuracy.drop_points == 0
 
 
 # ---- the worst images
@@ -421,3 +422,21 @@ def test_files_are_told_by_name_and_digest(tmp_path: Path) -> None:
     assert found.original.file == str(tmp_path / "a.onnx")
     assert found.original.digest == hashlib.sha256((tmp_path / "a.onnx").read_bytes()).hexdigest()
     assert found.converted.file is found.converted.digest is None
+
+
+def test_the_digest_is_that_of_a_conversion_also_where_weights_lie_beside_the_model(
+    tmp_path: Path,
+) -> None:
+    save_model(plus(np.arange(1200.0), 1200), tmp_path / "a.onnx", external_above=0)
+    assert (tmp_path / "a.onnx.data").exists()
+    images = Arrays(x=np.zeros((2, 1200), np.float32))
+    found = compare(tmp_path / "a.onnx", tmp_path / "a.onnx", images)
+    assert found.original.digest == found.converted.digest == model_digest(tmp_path / "a.onnx")
+    assert found.original.digest != file_digest(tmp_path / "a.onnx")
+
+
+def test_none_of_a_few_images_says_little() -> None:
+    images = Arrays(labels=np.arange(3), x=np.eye(3, dtype=np.float32))
+    accuracy = compare(build(IDENTITY), build(IDENTITY), images).accuracy
+    assert accuracy is not None
+    assert (accuracy.drop_points, accuracy.standard_error_points) == (0, pytest.approx(100 / 3))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 
@@ -18,6 +19,9 @@ from converter.gates import GateResult
 from converter.latency import Speedup, Timing
 from converter.outcome import Conversion, Drop, LayerOutcome, Stage
 from converter.outcome import Latency as Timed
+from converter.quantization.judge import Deviation
+from converter.quantization.quantizing import InTurns, Quantized
+from converter.quantization.search import LeftInFloat, Trial
 from converter.report.files import report_text
 from converter.solver.solution import Iteration
 from converter.validation.findings import (
@@ -108,6 +112,27 @@ RUN = Conversion(
     front=POINTS,
     planned=FrontPoint(0.012, 3.5, 2.5, 4.2, 2.86, {}),
 )
+QUANTIZED = Quantized(
+    model=onnx.ModelProto(),
+    shipped=True,
+    precision="int8",
+    types="u8 × s8",
+    ranges="percentile 99.99",
+    layers=5,
+    balanced=2,
+    left=(LeftInFloat(("/block1/conv1/Conv/core", "/block1/conv1/Conv/out"), 0.2),),
+    trials=(Trial("u8 × s8, min-max", 0, 0.002, 0.985, 0.4),),
+    before=Deviation(0.0091, 0.96),
+    after=Deviation(0.012, 0.955),
+    images=1800,
+    held_out=200,
+    bytes_before=3 * 2**20,
+    bytes_after=2**20,
+    latency=InTurns(
+        *("cpu", 1, 32, 12.3, 4.1, 1.6), Speedup(7.7, 7.5, 7.9), Speedup(2.56, 2.5, 2.6)
+    ),
+    notes=("ranges were taken from 1800 of 2000 images, which is enough",),
+)
 TIMING = Timing(4.0, 3.9, 4.1, 100, (4.0,), 1, "cpu", 2, spinning=True, settled=True)
 SIZE = Size(9 * 2**20, 270_000, 40_000_000, (), "models/net.onnx", DIGEST)
 
@@ -127,6 +152,12 @@ def _saved(report: Any) -> dict[str, Any]:
 @pytest.fixture
 def run() -> dict[str, Any]:
     return _saved(RUN)
+
+
+@pytest.fixture
+def quantized() -> dict[str, Any]:
+    """A conversion whose model was written in int8."""
+    return _saved(replace(RUN, quantization=QUANTIZED.to_dict()))
 
 
 @pytest.fixture

@@ -80,9 +80,14 @@ def _leaves(url: str, path: Path) -> bool:
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_axe_finds_nothing_and_nothing_overflows(
-    show: Show, run: Any, validation: Any, viewport: dict[str, int], colours: str, tmp_path: Path
+    show: Show,
+    quantized: Any,
+    validation: Any,
+    viewport: dict[str, int],
+    colours: str,
+    tmp_path: Path,
 ) -> None:
-    page = show(run, validation, viewport=viewport, colours=colours)
+    page = show(quantized, validation, viewport=viewport, colours=colours)
     for each in page.query_selector_all("details"):
         each.evaluate("details => { details.open = true }")
     page.click("#open")

@@ -141,6 +141,106 @@ def test_a_search_says_what_was_lost(run: Report) -> None:
     assert "2.00 points of accuracy lost, not within" in words
 
 
+# ---- the verdict where the model was quantized
+
+
+def test_the_verdict_is_that_of_the_quantized_model(quantized: Report) -> None:
+    page = render_page(quantized)
+    assert (
+        heading(page)
+        == "7.7× faster at batch 32, 3.0× fewer parameters, 3.0× smaller than in float"
+    )
+    words = Document(page).text
+    assert (
+        "The same best class on 95.5 % of 200 calibration images: compare the two on others with twofold "
+        "validate. Timed on CPU, 1 thread."
+    ) in words
+    assert re.search(
+        r"latency, batch 32 before 12\.3 ms → , after 1\.60 ms speed-up 7\.70 \(7\.50 to 7\.90\)",
+        words,
+    )
+    assert re.search(
+        r"file size, float to int8 before 3\.00 MiB → , after 1\.00 MiB ÷ 3\.00", words
+    )
+    assert "speed-up 3.00" not in words
+    assert "measured: 3.00 times, before it was quantized" in words
+    assert "The predicted latency of the model in float was off by" in words
+    assert re.search(r"Quantization written the quantized model precision int8", words)
+    assert "ranges were taken from 1800 of 2000 images" in words
+
+
+def test_where_only_the_quantization_helped_the_verdict_is_not_that_nothing_did(
+    kept_only: Report, quantized: Report
+) -> None:
+    kept_only["quantization"] = quantized["quantization"]
+    assert heading(render_page(kept_only)) == "7.7× faster at batch 32, 3.0× smaller"
+    kept_only["quantization"]["latency"] = None
+    assert heading(render_page(kept_only)) == "3.0× smaller"
+    kept_only["quantization"]["bytes_after"] = 4 * 2**20
+    assert heading(render_page(kept_only)) == "1.3× larger"
+    kept_only["quantization"]["shipped"] = False
+    assert heading(render_page(kept_only)) == "No layer was replaced"
+
+
+def test_a_quantized_model_that_was_not_timed_has_not_the_speed_up_of_the_float_one(
+    quantized: Report,
+) -> None:
+    quantized["quantization"]["latency"] = None
+    page = render_page(quantized)
+    assert heading(page) == "3.0× fewer parameters, 3.0× smaller than in float"
+    assert "Timed on" not in Document(page).text
+
+
+def test_a_quantized_model_that_was_not_written_leaves_the_verdict_alone(
+    run: Report, quantized: Report
+) -> None:
+    quantized["quantization"] |= {"shipped": False, "notes": ["slower, so not written"]}
+    page = render_page(quantized)
+    assert heading(page) == heading(render_page(run))
+    words = Document(page).text
+    assert "speed-up 3.00 (2.90 to 3.10)" in words
+    assert "file size" not in words
+    assert "The predicted latency of the result" in words
+    assert "written the float model, and not the quantized one" in words
+    assert "slower, so not written" in words
+
+
+def test_a_validation_has_the_last_word_on_the_quantized_model(
+    quantized: Report, validation: Report
+) -> None:
+    page = render_page(quantized, validation=validation)
+    assert heading(page) == "3.9× faster at batch 32, 9.0× smaller"
+    words = Document(page).text
+    assert "Top-1 accuracy 87.9 → 87.4 % on 5,000 images." in words
+    assert "file size before 9.00 MiB" in words
+    assert "speed-up 7.70" not in words
+    del validation["latencies"][1]
+    assert heading(render_page(quantized, validation=validation)).startswith(
+        "7.7× faster at batch 32,"
+    )
+
+
+def test_a_quantized_model_that_a_search_found_lost_what_is_tolerated_at_most(
+    quantized: Report,
+) -> None:
+    drop = {"measure": "accuracy", "points": 0.42, "standard_error": 0.1, "images": 500}
+    quantized["search"] = {
+        "max_drop": 0.5,
+        "images": "500 images of val",
+        "probes": [{"effect": 0.01, "macs_reduction": 3.1, "drop": drop, "within": True}],
+    }
+    words = Document(render_page(quantized)).text
+    assert "At most 0.50 points of accuracy lost on 500 images, 500 images of val." in words
+    del quantized["search"]["max_drop"]
+    assert "The same best class on 95.5 % of" in Document(render_page(quantized)).text
+
+
+def test_a_quantized_model_that_is_no_classifier_has_its_error(quantized: Report) -> None:
+    quantized["quantization"]["after"]["agreement"] = None
+    words = Document(render_page(quantized)).text
+    assert "Outputs are off by 1.2 % of their variance on 200 calibration images" in words
+
+
 # ---- what else it shows
 
 
@@ -266,10 +366,10 @@ def _keys(value: Any) -> set[str]:
 
 
 def test_texts_are_texts_whatever_they_hold(
-    run: Report, validation: Report, judged: Callable[..., Report]
+    quantized: Report, validation: Report, judged: Callable[..., Report]
 ) -> None:
-    KEYS.update(_keys(run) - {"processor", "macs", "budget"}, _keys(judged(validation)))
-    page = render_page(_poisoned(run), validation=_poisoned(judged(validation)))
+    KEYS.update(_keys(quantized) - {"processor", "macs", "budget"}, _keys(judged(validation)))
+    page = render_page(_poisoned(quantized), validation=_poisoned(judged(validation)))
     document = Document(page)
     assert document.count("script") == 1
     assert document.count("img") == 0  # the hostile picture is none
@@ -280,10 +380,13 @@ def test_texts_are_texts_whatever_they_hold(
     assert "\u202e" not in page
 
 
-@pytest.mark.parametrize(
-    "value",
-    [None, "", "x", -1, 0, 1e300, float("nan"), 10**400, True, [], {}, [[]], [{}], {"a": 1}],
-)
+ANYTHING = [
+    *(None, "", "x", -1, 0, 1e300, float("nan"), 10**400, True),
+    *([], {}, [[]], [{}], {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("value", ANYTHING)
 def test_any_field_may_be_anything(run: Report, validation: Report, value: Any) -> None:
     for report in (run, validation):
         for path in _paths(report):
@@ -294,6 +397,12 @@ def test_any_field_may_be_anything(run: Report, validation: Report, value: Any) 
                 and "digest" not in path
             ):
                 render_page(run if both else changed, **both)
+
+
+@pytest.mark.parametrize("value", ANYTHING)
+def test_any_field_of_a_quantization_may_be_anything(quantized: Report, value: Any) -> None:
+    for path in _paths(quantized["quantization"], ("quantization",)):
+        Document(render_page(_with(quantized, path, value)))
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
