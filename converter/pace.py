@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, CalibrationSettings, SolverSettings, Target
+from converter.corrections import correct_effects
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency, speedup
@@ -142,6 +143,8 @@ def begin(
         work=work,
         start=start,
     )
+    with clock.stage("measure effects"):
+        correct_effects(prepared, solver, target.runtime, progress)
     if not timing:
         return prepared, None
     with clock.stage("measure layers"):

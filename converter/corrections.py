@@ -1,0 +1,193 @@
+"""Predicted effects, corrected by measured ones: each layer alone takes one form, and outputs are compared.
+
+Ω counts an error to first order, and as if errors at different positions had nothing to do with each other.
+What a layer's error really does to the outputs was 1.9 to 4.7 times that on a VGG-16, and another factor for
+each layer. So of each layer one form is fitted roughly and stands in the network alone. What that does to the
+outputs, over what was predicted, is a factor on the effects of all forms of the layer
+([ADR 19](../docs/adr/0019-effects-corrected-by-measured-ones.md)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.calibration.sets import CalibrationSet, fixed_batch, padded
+from converter.calibration.subset import Subset
+from converter.config import Runtime, SolverSettings
+from converter.fitting import branches_of, fit
+from converter.planner.choice import frontier
+from converter.preparation import Prepared
+from converter.progress import Progress
+from converter.realisation import rewritten
+from converter.runtime import model_inputs, open_session, run
+from converter.schemes import Candidate
+from converter.sensitivity import output_sources
+from converter.work import key_of
+from passes.expose import expose
+from passes.layers import Layer
+
+__all__ = ["correct_effects"]
+
+TOTAL = 0.005
+"""Predicted effect of a whole plan at whose forms the layers are measured: that of a strong budget."""
+POINTS = 7
+"""Plans that it is looked for among."""
+MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
+"""Images that a layer is measured on, and multiply-accumulates that they take where a network is large."""
+MOST = 10.0
+"""Factor by which an effect is corrected at most, up or down."""
+BATCH = 32
+
+
+def correct_effects(
+    prepared: Prepared, solver: SolverSettings, runtime: Runtime, progress: Progress
+) -> None:
+    """Scale the predicted effects of each layer's forms by what one of them was measured to do.
+
+    Layers of which no form has a predicted effect above 0 stay as they are, and all do where no output is
+    of floating-point type with a row for each image.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Its `candidates` are changed.
+    solver : SolverSettings
+    runtime : Runtime
+        Where the network runs.
+    progress : Progress
+
+    Raises
+    ------
+    ModelError, CalibrationError, SolverError
+        As `Recorder.inputs` and `fit`.
+    """
+    outputs = _Outputs(prepared.original, prepared.data, runtime, prepared.cost.macs)
+    # the same for the baselines, whose shares are those of the method; a rough fit will do
+    rough = dataclasses.replace(solver, name="admm", polish=0)
+    layers = prepared.convertible
+    with progress.stage("measure effects", len(layers)) as advance:
+        forms = _measured_at(prepared.candidates) if outputs.names else {}
+        for layer in layers:
+            advance(0, layer.name)
+            if layer.name in forms:
+                found = _corrected(prepared, layer, forms[layer.name], outputs, rough)
+                prepared.candidates[layer.name] = found
+            advance(1)
+
+
+def _measured_at(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
+    """Take each layer's form in a plan of about `TOTAL`, or one of like effect where that keeps it."""
+    plans = [each for each in frontier(candidates, "macs", POINTS) if each.effect > 0]
+    if not plans:
+        return {}
+    plan = min(plans, key=lambda each: abs(math.log(each.effect / TOTAL)))
+    usual = float(np.median([each.effect for each in plan.chosen.values() if each.effect > 0]))
+    found = {}
+    for name, offered in candidates.items():
+        usable = [each for each in offered if each.effect > 0]
+        if plan.chosen[name].effect > 0:
+            found[name] = plan.chosen[name]
+        elif usable:
+            found[name] = min(usable, key=lambda each: abs(math.log(each.effect / usual)))
+    return found
+
+
+def _corrected(
+    prepared: Prepared, layer: Layer, at: Candidate, outputs: _Outputs, rough: SolverSettings
+) -> tuple[Candidate, ...]:
+    """Give the candidates of a layer with corrected effects, or what is kept of an earlier run."""
+    candidates = prepared.candidates[layer.name]
+    key, work = "", prepared.work
+    if work is not None:
+        metric = prepared.metrics[layer.name]
+        about = (layer.name, outputs.images, prepared.data.digest(), prepared.recorder.describe())
+        key = key_of("predict", "corrected", str(about), at, candidates, metric, rough)
+        known = work.candidates(key)
+        if known is not None:
+            return known
+    factor = outputs.error(_alone(prepared, layer, at, rough)) / at.effect
+    factor = min(max(factor, 1 / MOST), MOST) if math.isfinite(factor) else MOST
+    found = tuple(dataclasses.replace(each, effect=each.effect * factor) for each in candidates)
+    if work is not None:
+        work.keep_candidates(key, found)
+    return found
+
+
+def _alone(
+    prepared: Prepared, layer: Layer, at: Candidate, rough: SolverSettings
+) -> onnx.ModelProto:
+    """Give the original with one layer in another form."""
+    geometry, sample = prepared.geometries[layer.name], prepared.samples[layer.name]
+    inputs = prepared.recorder.inputs(prepared.original, layer, sample)
+    metric = prepared.metrics[layer.name]
+    fitted = fit(layer, geometry, sample, inputs, metric, at.form, rough, trade=False)
+    return rewritten(prepared, {layer.name: branches_of(geometry, at.form, fitted)}, reorder=False)
+
+
+class _Outputs:
+    """What a network answers to some images, beside what its original does."""
+
+    def __init__(
+        self, original: onnx.ModelProto, data: CalibrationSet, runtime: Runtime, macs: int
+    ) -> None:
+        self._original, self._runtime = original, runtime
+        self._sources = tuple(output_sources(original)[0])
+        self._fixed = fixed_batch(model_inputs(original))
+        wanted = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(macs, 1))))
+        self._data = Subset(data, wanted) if wanted < len(data) else data
+        self.images = len(self._data)
+
+    @cached_property
+    def _feeds(self) -> list[tuple[Mapping[str, NDArray[Any]], int]]:
+        batches = self._data.batches(self._fixed or BATCH)
+        filled = (padded(each, self._fixed) if self._fixed else each for each in batches)
+        return [(each.feeds, each.count) for each in filled]
+
+    @cached_property
+    def _right(self) -> dict[str, NDArray[np.float64]]:
+        """What the original answers, of outputs that differ between images."""
+        found = self._answers(self._original, self._sources)
+        return {name: rows for name, rows in found.items() if rows.size and np.ptp(rows, 0).any()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Outputs that are compared."""
+        return tuple(self._right)
+
+    def error(self, model: onnx.ModelProto) -> float:
+        """Squared error of a model's outputs relative to their variance over the images, a mean of them."""
+        errors = []
+        for name, rows in self._answers(model, self.names).items():
+            right = self._right[name]
+            spread = float(np.square(right - right.mean(0)).sum())
+            errors.append(float(np.square(rows - right).sum()) / spread)
+        return float(np.mean(errors)) if len(errors) == len(self.names) else math.inf
+
+    def _answers(
+        self, model: onnx.ModelProto, names: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Run a model; outputs with a row for each image, (n, elements) each."""
+        label = "the network with one layer in another form"
+        session = open_session(expose(model, names), self._runtime, spinning=False, label=label)
+        parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+        for feeds, count in self._feeds:
+            filled = next(len(each) for each in feeds.values())
+            for name, rows in zip(
+                names, run(session, list(names), feeds, label=label), strict=True
+            ):
+                if rows.shape[:1] == (filled,):
+                    parts[name].append(rows[:count].reshape(count, -1).astype(np.float64))
+        whole = {name: each for name, each in parts.items() if len(each) == len(self._feeds)}
+        return {
+            name: np.concatenate(each)
+            for name, each in whole.items()
+            if len({rows.shape[1] for rows in each}) == 1
+        }
