@@ -1,8 +1,8 @@
 """Predicted effects, corrected by measured ones: each layer alone takes one form, and outputs are compared.
 
 Ω counts an error to first order, and as if errors at different positions had nothing to do with each other.
-What a layer's error really does to the outputs was 1.9 to 4.7 times that on a VGG-16, and another factor for
-each layer. So of each layer one form is fitted roughly and stands in the network alone. What that does to the
+What a layer's error really does to the outputs was 1.9 to 4.7 times that on a VGG-16, another factor for each
+layer. So of each layer one form is fitted roughly and stands in the network alone. What that does to the
 outputs, over what was predicted, is a factor on the effects of all forms of the layer
 ([ADR 19](../docs/adr/0019-effects-corrected-by-measured-ones.md)).
 """

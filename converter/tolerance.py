@@ -35,7 +35,7 @@ CLOSE = 1.03
 """The search ends where the budgets that pass and fail differ by less than this factor."""
 LEAST_GAIN = 1.03
 """Budgets below are not tried: what they gain is hardly to be measured."""
-EFFECT_PER_POINT = 0.005
+EFFECT_PER_POINT = 0.015
 """Predicted error that was about one point of agreement or accuracy (ResNet-20, VGG-16, AlexNet); it
 only decides where the search begins."""
 STEPS = (1.5, 8.0)

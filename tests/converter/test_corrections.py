@@ -1,0 +1,159 @@
+"""Predicted effects meet what a layer's error really does to the outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converter import corrections as module
+from converter.calibration.opening import open_calibration_set
+from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
+from converter.corrections import correct_effects
+from converter.fitting import branches_of, fit
+from converter.model_file import save_model
+from converter.preparation import Clock, Prepared, prepare
+from converter.progress import SILENT
+from converter.realisation import rewritten
+from converter.runtime import model_inputs
+from converter.schemes import KEEP, Candidate, Form
+from converter.work import Work
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+two (float[%s, 3, 8, 8] x) => (float[n, 6] y) {
+    [first] c = Conv <pads = [1, 1, 1, 1]> (x, a)
+    r = Relu (c)
+    [second] d = Conv <pads = [1, 1, 1, 1]> (r, b)
+    s = Relu (d)
+    p = GlobalAveragePool (s)
+    f = Flatten (p)
+    [last] y = Gemm <transB = 1> (f, w)
+}"""
+SHAPES = {"a": (16, 3, 3, 3), "b": (16, 16, 3, 3), "w": (6, 16)}
+IMAGES = 40
+RUNTIME = Runtime(threads=1)
+
+
+def prepared(
+    folder: Path, *, batch: str = "n", classes: bool = False, work: Work | None = None
+) -> Prepared:
+    random = np.random.default_rng(0)
+    text = TEXT % batch
+    if classes:
+        text = text.replace("(float[n, 6] y)", "(int64[n, 1] best)")
+        text = text.replace("(f, w)\n", "(f, w)\n best = ArgMax <axis = 1> (y)\n")
+    model = onnx.parser.parse_model(text)
+    for name, shape in SHAPES.items():
+        weight = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), name))
+    save_model(model, folder / "two.onnx")
+    np.save(folder / "x.npy", random.standard_normal((IMAGES, 3, 8, 8)).astype(np.float32))
+    return prepare(
+        folder / "two.onnx",
+        open_calibration_set(folder / "x.npy", model_inputs(model), Preprocessing()),
+        calibration=CalibrationSettings(patches=512, batch=16),
+        solver=SolverSettings(),
+        runtime=RUNTIME,
+        progress=SILENT,
+        clock=Clock(),
+        work=work,
+    )
+
+
+def correct(given: Prepared) -> dict[str, tuple[Candidate, ...]]:
+    """Correct the effects, and give those from before."""
+    before = dict(given.candidates)
+    correct_effects(given, SolverSettings(), RUNTIME, SILENT)
+    return before
+
+
+def answers(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    session = ort.InferenceSession(model.SerializeToString())
+    rows = [session.run(None, {"x": images[at : at + 8]})[0] for at in range(0, len(images), 8)]
+    return np.concatenate(rows).astype(np.float64)
+
+
+@pytest.mark.parametrize("batch", ["n", "16"], ids=["free batch", "batch of 16"])
+def test_the_form_that_is_measured_has_its_very_error(tmp_path: Path, batch: str) -> None:
+    given = prepared(tmp_path, batch=batch)
+    before = correct(given)
+    at = module._measured_at(before)["second"]
+    layer = next(each for each in given.convertible if each.name == "second")
+    fitted = fit(
+        layer,
+        given.geometries["second"],
+        given.samples["second"],
+        given.recorder.inputs(given.original, layer, given.samples["second"]),
+        given.metrics["second"],
+        at.form,
+        SolverSettings(polish=0),
+        trade=False,
+    )
+    branches = {"second": branches_of(given.geometries["second"], at.form, fitted)}
+    models = [given.original, rewritten(given, branches)]
+    for model in models:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+        del model.graph.value_info[:]
+    right, found = (answers(each, np.load(tmp_path / "x.npy")) for each in models)
+    error = np.square(found - right).sum() / np.square(right - right.mean(0)).sum()
+    now = {each.form: each.effect for each in given.candidates["second"]}
+    assert now[at.form] == pytest.approx(error, rel=1e-3)
+    factors = [now[each.form] / each.effect for each in before["second"] if each.effect > 0]
+    assert factors == pytest.approx([factors[0]] * len(factors))
+    assert abs(factors[0] - 1) > 0.05  # else nothing was to be corrected
+    assert now[KEEP] == 0
+
+
+def test_layers_differ_and_no_factor_is_without_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = prepared(tmp_path)
+    errors = iter([0.0, np.inf, 1e-9])
+    monkeypatch.setattr(module._Outputs, "error", lambda *_: next(errors))
+    before = correct(given)
+    for name, factor in (("first", 0.1), ("second", 10.0), ("last", 0.1)):
+        for old, new in zip(before[name], given.candidates[name], strict=True):
+            assert new.effect == pytest.approx(factor * old.effect)
+            assert dataclasses.replace(new, effect=0.0) == dataclasses.replace(old, effect=0.0)
+
+
+def test_without_scores_everything_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = prepared(tmp_path, classes=True)
+    monkeypatch.setattr(module, "fit", None)
+    before = correct(given)
+    assert given.candidates == before
+
+
+def test_finished_layers_are_taken_from_the_work_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared(tmp_path, work=Work(tmp_path / "work"))
+    correct(first)
+    again = prepared(tmp_path, work=Work(tmp_path / "work"))
+    monkeypatch.setattr(module, "fit", None)
+    correct(again)
+    assert again.candidates == first.candidates
+
+
+def test_a_layer_that_the_plan_keeps_is_measured_at_a_like_effect() -> None:
+    def layer(macs: float, *effects: float) -> list[Candidate]:
+        forms = [Form("channel", (rank,)) for rank in range(len(effects), 0, -1)]
+        smaller = [
+            Candidate(form, effect, macs / (2 + index), 1)
+            for index, (form, effect) in enumerate(zip(forms, effects, strict=True))
+        ]
+        return [Candidate(KEEP, 0.0, macs, 1), *smaller]
+
+    large = layer(1e6, 1e-3, 4e-3, 3e-1)
+    small = layer(1.0, 1e-5, 5e-3, 9e-1)  # nothing is to be gained by it
+    found = module._measured_at({"large": large, "small": small})
+    assert found["large"].effect == 4e-3
+    assert found["small"].effect == 5e-3
+    assert module._measured_at({"kept": [Candidate(KEEP, 0.0, 1.0, 1.0)]}) == {}
