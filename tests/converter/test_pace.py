@@ -159,6 +159,19 @@ def test_a_plan_within_macs_that_reads_slower_must_promise_more(
     assert timed.added_up(choice.chosen) > timed.added_up(free.chosen)
 
 
+def test_a_plan_that_reads_slower_is_kept_where_faster_ones_lose_far_more(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not pay is put back when it is timed; speed that was not asked for is not bought."""
+    timed = paced(prepared, 1e-6)
+    clock(monkeypatch, [2.0])
+    best = plan(prepared, timed, Budget(macs=1.2))
+    asked = clock(monkeypatch, [0.9])
+    choice = plan(prepared, timed, Budget(macs=1.2))
+    assert 1 <= len(asked) <= module.TRIALS
+    assert choice.chosen == best.chosen
+
+
 def test_what_whole_plans_read_corrects_what_their_layers_add_up_to(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
