@@ -3,7 +3,7 @@
 Ω counts an error to first order, and as if errors at different positions had nothing to do with each other.
 What a layer's error really does to the outputs was 1.9 to 4.7 times that on a VGG-16, another factor for each
 layer. So of each layer one form is fitted roughly and stands in the network alone. What that does to the
-outputs, over what was predicted, is a factor on the effects of all forms of the layer
+outputs, over what was predicted, is a factor on the (odds of the) effects of all forms of the layer
 ([ADR 19](../docs/adr/0019-effects-corrected-by-measured-ones.md)).
 """
 
@@ -44,7 +44,8 @@ MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
 """Images that a layer is measured on, and multiply-accumulates that they take where a network is large."""
 MOST = 10.0
 """Factor by which an effect is corrected at most, up or down."""
-BATCH = 32
+_ALL = 1 - 1e-6
+_BATCH = 32
 
 
 def correct_effects(
@@ -113,12 +114,25 @@ def _corrected(
         known = work.candidates(key)
         if known is not None:
             return known
-    factor = outputs.error(_alone(prepared, layer, at, rough)) / at.effect
-    factor = min(max(factor, 1 / MOST), MOST) if math.isfinite(factor) else MOST
-    found = tuple(dataclasses.replace(each, effect=each.effect * factor) for each in candidates)
+    factor = _odds(outputs.error(_alone(prepared, layer, at, rough))) / _odds(at.effect)
+    factor = min(max(factor, 1 / MOST), MOST)
+    found = tuple(
+        dataclasses.replace(each, effect=_scaled(each.effect, factor)) for each in candidates
+    )
     if work is not None:
         work.keep_candidates(key, found)
     return found
+
+
+def _odds(share: float) -> float:
+    """Turn a share of the outputs' variance into odds: small ones stay, and no error gets much above all."""
+    return share / (1 - share) if share < _ALL else _ALL / (1 - _ALL)
+
+
+def _scaled(effect: float, factor: float) -> float:
+    """Scale the odds of an effect."""
+    odds = factor * _odds(effect)
+    return odds / (1 + odds) if effect < _ALL else effect
 
 
 def _alone(
@@ -151,7 +165,7 @@ class _Outputs:
 
     @cached_property
     def _feeds(self) -> list[tuple[Mapping[str, NDArray[Any]], int]]:
-        batches = self._data.batches(self._fixed or BATCH)
+        batches = self._data.batches(self._fixed or _BATCH)
         filled = (padded(each, self._fixed) if self._fixed else each for each in batches)
         return [(each.feeds, each.count) for each in filled]
 

@@ -35,7 +35,7 @@ CLOSE = 1.03
 """The search ends where the budgets that pass and fail differ by less than this factor."""
 LEAST_GAIN = 1.03
 """Budgets below are not tried: what they gain is hardly to be measured."""
-EFFECT_PER_POINT = 0.015
+EFFECT_PER_POINT = 0.005
 """Predicted error that was about one point of agreement or accuracy (ResNet-20, VGG-16, AlexNet); it
 only decides where the search begins."""
 STEPS = (1.5, 8.0)
@@ -195,9 +195,9 @@ class _Steps:
 
     def below(self, gain: float) -> float | None:
         """Take in that no plan gains so much; return what to try next, or None where that is enough."""
-        self._most = min(self._most, gain / CLOSE)
-        enough = LEAST_GAIN if self._passed is None else self._passed * CLOSE
-        return self._most if self._most >= enough else None
+        least = LEAST_GAIN if self._passed is None else self._passed * CLOSE
+        self._most = max(min(self._most, gain / CLOSE), least)
+        return self._most if self._most < gain else None
 
     def _gain_at(self, effect: float) -> float:
         return math.exp(float(np.interp(math.log(effect), self._effects, self._gains)))

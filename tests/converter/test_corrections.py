@@ -105,9 +105,11 @@ def test_the_form_that_is_measured_has_its_very_error(tmp_path: Path, batch: str
     error = np.square(found - right).sum() / np.square(right - right.mean(0)).sum()
     now = {each.form: each.effect for each in given.candidates["second"]}
     assert now[at.form] == pytest.approx(error, rel=1e-3)
-    factors = [now[each.form] / each.effect for each in before["second"] if each.effect > 0]
-    assert factors == pytest.approx([factors[0]] * len(factors))
-    assert abs(factors[0] - 1) > 0.05  # else nothing was to be corrected
+    factor = error / (1 - error) / (at.effect / (1 - at.effect))
+    assert abs(factor - 1) > 0.05  # else nothing was to be corrected
+    for each in before["second"]:
+        if 0 < each.effect < 1e-3:
+            assert now[each.form] == pytest.approx(factor * each.effect, rel=0.02)
     assert now[KEEP] == 0
 
 
@@ -120,7 +122,12 @@ def test_layers_differ_and_no_factor_is_without_bounds(
     before = correct(given)
     for name, factor in (("first", 0.1), ("second", 10.0), ("last", 0.1)):
         for old, new in zip(before[name], given.candidates[name], strict=True):
-            assert new.effect == pytest.approx(factor * old.effect)
+            assert new.effect == pytest.approx(
+                factor * old.effect / (1 + (factor - 1) * old.effect)
+                if old.effect < 1
+                else old.effect
+            )
+            assert (new.effect > old.effect) == (factor > 1) or old.effect in (0, new.effect)
             assert dataclasses.replace(new, effect=0.0) == dataclasses.replace(old, effect=0.0)
 
 
