@@ -105,6 +105,17 @@ def test_by_milliseconds(files: tuple[Path, Path]) -> None:
         assert each.latency.speedup >= 1.0  # what is not faster is put back
 
 
+def test_plans_that_lose_too_much_are_left_out(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(files, 0, timing=False)
+    monkeypatch.setattr(module, "WORST_EFFECT", 0.5)
+    front = plan(files, 0, timing=False)
+    useful = [each.effect for each in whole.points if each.effect <= 0.5]
+    assert [each.effect for each in front.points] == useful
+    assert 1 < len(useful) < len(whole.points)
+
+
 def test_nothing_verified_needs_no_images_to_spare(files: tuple[Path, Path]) -> None:
     np.save(files[1], np.load(files[1])[:4])
     front = plan(files, 0, timing=False)
