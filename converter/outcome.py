@@ -98,6 +98,9 @@ class Latency:
         Original over converted, and its 95 % interval.
     predicted_ms : float
         What the plan had promised, relative to the original in the same runs.
+    pace : float or None
+        Where that is off by more than a tenth: how many times as fast the plan, with random weights, read
+        then as when it was made, relative to the original. The machine does what is small at another pace.
     """
 
     provider: str
@@ -109,11 +112,17 @@ class Latency:
     low: float
     high: float
     predicted_ms: float
+    pace: float | None = None
 
     @property
     def off(self) -> float:
         """By how much the predicted latency of the converted model was off, as a share of the measured."""
         return self.predicted_ms / self.converted_ms - 1.0
+
+    @property
+    def off_at_pace(self) -> float:
+        """By how much it was off at the pace of the measurement; as `off` where it was not far off."""
+        return self.predicted_ms / (self.pace or 1.0) / self.converted_ms - 1.0
 
 
 @dataclass(frozen=True)
@@ -276,4 +285,5 @@ class Conversion:
         plain["params_reduction"] = self.params_reduction
         if self.latency is not None:
             plain["latency"]["off"] = self.latency.off
+            plain["latency"]["off_at_pace"] = self.latency.off_at_pace
         return plain

@@ -3,7 +3,8 @@
 A plan is tried before anything is fitted: with random weights it takes the same time. Where it misses
 what was asked, the limit of the next one moves by as much. What whole plans read also corrects what the
 measurements of single layers add up to. The finished model is timed again, in turns with the original, and
-layers that do not pay are put back.
+layers that do not pay are put back. Where a prediction is far off by then, the plan is timed once more as it
+was tried: what has changed of that is the machine's pace.
 """
 
 from __future__ import annotations
@@ -59,10 +60,20 @@ READINGS = 3
 be unlucky with its threads, and a small network then reads a quarter slower."""
 READ_PLANS = 3
 """Plans of a front, from the cheapest on, that are read as wholes to correct predictions by."""
+HELD = 0.1
+"""A prediction that is off by more is read into: the plan behind it is timed again, as it was tried."""
 LEAST_MS = 1e-6
 """No model takes less: what nothing was measured of would divide by zero."""
 TRIAL_SECONDS = 1.0
 FINAL_SECONDS = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A plan that was timed with random weights, and how many times faster than the original it read."""
+
+    chosen: Mapping[str, Candidate]
+    speedup: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +88,15 @@ class Paced:
     model : LatencyModel
     candidates : dict of str to tuple of Candidate
         By layer; forms whose time could not be measured are left out.
-    readings : dict of float to float
-        Of whole plans that were timed against the original: the speed-up that their layers add up to,
-        and the one that was read. `_tried` adds to them.
+    tried : list of Tried
+        Whole plans that were timed against the original; `_tried` adds to them.
     """
 
     target: Target
     feeds: dict[str, NDArray[Any]]
     model: LatencyModel
     candidates: dict[str, tuple[Candidate, ...]]
-    readings: dict[float, float] = field(default_factory=dict)
+    tried: list[Tried] = field(default_factory=list)
 
     def added_up(self, chosen: Mapping[str, Candidate]) -> float:
         """Speed-up of the whole model with these forms, as its layers add up."""
@@ -100,9 +110,10 @@ class Paced:
         stays what it is beyond the outermost plan.
         """
         added_up = self.added_up(chosen)
-        known = sorted({1.0: 1.0, **self.readings}.items())
+        read = {self.added_up(each.chosen): each.speedup for each in self.tried}
+        known = sorted({1.0: 1.0, **read}.items())
         at = [math.log(promised) for promised, _ in known]
-        off = [math.log(read / promised) for promised, read in known]
+        off = [math.log(found / promised) for promised, found in known]
         return added_up * math.exp(float(np.interp(math.log(added_up), at, off)))
 
     def predicted_ms(self, chosen: Mapping[str, Candidate]) -> float:
@@ -315,23 +326,28 @@ def _limits(prepared: Prepared, budget: Budget) -> list[Limit]:
 
 def _tried(prepared: Prepared, paced: Paced, plans: Mapping[str, Choice]) -> dict[str, float]:
     """Time plans with random weights against the original; their speed-ups, which `paced` keeps too."""
+    read = _read(prepared, paced, {name: choice.chosen for name, choice in plans.items()})
+    paced.tried.extend(Tried(plans[name].chosen, ratio) for name, ratio in read.items())
+    return {**dict.fromkeys(plans, 1.0), **read}
+
+
+def _read(
+    prepared: Prepared, paced: Paced, plans: Mapping[str, Mapping[str, Candidate]]
+) -> dict[str, float]:
+    """Time plans with random weights against the original: speed-ups of those that change something."""
     models: dict[str, onnx.ModelProto | Path] = {}
-    for plan_name, choice in plans.items():
+    for plan_name, chosen in plans.items():
         branches = {
             name: branches_of_form(prepared.geometries[name], each.form)
-            for name, each in choice.chosen.items()
+            for name, each in chosen.items()
             if each.form != KEEP
         }
         if branches:
             models[plan_name] = rewritten(prepared, branches)
     if not models:
-        return dict.fromkeys(plans, 1.0)
+        return {}
     speedups = time_against(prepared.original, models, paced, TRIAL_SECONDS)[1]
-    found = {name: speedups[name].ratio if name in speedups else 1.0 for name in plans}
-    paced.readings.update(
-        (paced.added_up(plans[name].chosen), speedups[name].ratio) for name in models
-    )
-    return found
+    return {name: each.ratio for name, each in speedups.items()}
 
 
 def time_against(
@@ -395,7 +411,7 @@ def never_slower(
                 name: chosen[name] if name in left else each[0]
                 for name, each in paced.candidates.items()
             }
-            return model, left, _latency(paced, timings, speedups["converted"], forms)
+            return model, left, _latency(prepared, paced, timings, speedups["converted"], forms)
         paying = {name: each for name, each in left.items() if gains[name] > 0}
         if len(paying) == len(left):
             order = sorted(left, key=lambda name: gains[name], reverse=True)
@@ -407,7 +423,7 @@ def never_slower(
         prepared.path, {"converted": prepared.path}, paced, TRIAL_SECONDS
     )
     forms = {name: each[0] for name, each in paced.candidates.items()}
-    return None, {}, _latency(paced, timings, Speedup(1.0, 1.0, 1.0), forms)
+    return None, {}, _latency(prepared, paced, timings, Speedup(1.0, 1.0, 1.0), forms)
 
 
 def _gain(paced: Paced, name: str, candidate: Candidate) -> float:
@@ -417,6 +433,7 @@ def _gain(paced: Paced, name: str, candidate: Candidate) -> float:
 
 
 def _latency(
+    prepared: Prepared,
     paced: Paced,
     timings: Mapping[str, Timing],
     gained: Speedup,
@@ -424,7 +441,7 @@ def _latency(
 ) -> Latency:
     # at the speed that the machine had in these very turns, round by round
     predicted = timings["converted"].median_ms * gained.ratio / paced.predicted_speedup(forms)
-    return Latency(
+    latency = Latency(
         provider=paced.target.runtime.provider,
         threads=paced.target.runtime.thread_count,
         batch=paced.target.batch,
@@ -435,3 +452,17 @@ def _latency(
         high=gained.high,
         predicted_ms=predicted,
     )
+    if abs(latency.off) <= HELD or not paced.tried:
+        return latency
+    return dataclasses.replace(latency, pace=_pace_since(prepared, paced, forms))
+
+
+def _pace_since(prepared: Prepared, paced: Paced, forms: Mapping[str, Candidate]) -> float:
+    """Say how many times as fast a plan that was tried reads now as it did then, relative to the original.
+
+    Of several that one is read again whose speed-up was to be most like that of `forms`: the faster a
+    network, the more it depends on how fast cores hand work to each other.
+    """
+    like = math.log(paced.added_up(forms))
+    nearest = min(paced.tried, key=lambda each: abs(math.log(paced.added_up(each.chosen)) - like))
+    return _read(prepared, paced, {"plan": nearest.chosen})["plan"] / nearest.speedup

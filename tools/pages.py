@@ -213,7 +213,7 @@ REPORTS = (
             *(PassResult, PassChange, Skip, converter.FrontPoint, converter.Search),
             *(converter.Probe, converter.Drop),
         ),
-        {"Conversion": ("macs_reduction", "params_reduction"), "Latency": ("off",)},
+        {"Conversion": ("macs_reduction", "params_reduction"), "Latency": ("off", "off_at_pace")},
     ),
     Report("twofold-front-1", "`plan --json`", (converter.Front, converter.Verified)),
     Report(

@@ -246,6 +246,9 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, ru
         batch_1=_speed(timing[1]),
         batch_32=_speed(timing[32]),
         off=converted["latency"]["off"],
+        at_pace=None
+        if converted["latency"]["pace"] is None
+        else converted["latency"]["off_at_pace"],
         seconds=seconds,
         memory_mib=memory,
     )

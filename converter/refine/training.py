@@ -70,7 +70,8 @@ Status = Literal["time limit", "epochs done", "ended early"]
 class Training:
     """The state of the training: weights, Adam's moments, the running mean, and the best so far.
 
-    `began` and `until` are the shares of the whole length between which it runs.
+    `began` and `until` are the shares of the whole length between which it runs. `precision` is that of the
+    network that is trained, `asked_in` that of the original.
     """
 
     networks: Networks
@@ -83,6 +84,7 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     precision: str = "float32"
+    asked_in: str = "float32"
     best: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     best_loss: float = math.inf
     idle: int = 0
@@ -131,7 +133,7 @@ class Training:
         last = time.monotonic()
         if not self.best:
             self._keep_best()
-        self.precision = self._faster_precision()
+        self.precision, self.asked_in = self._precisions()
         status: Status = "time limit" if self.settings.seconds is not None else "epochs done"
         with progress.stage(what, 1000) as advance:
             shown = self._shown(advance, 0)
@@ -201,8 +203,10 @@ class Training:
     def _one_step(self) -> None:
         import torch
 
-        rows, feeds, wanted = self.lessons.lesson(self.step, self.batch, self._casting())
-        with self._casting():
+        rows, feeds, wanted = self.lessons.lesson(
+            self.step, self.batch, self._casting(self.asked_in)
+        )
+        with self._casting(self.precision):
             found = self.networks.converted(feeds)
         loss = self._loss(found, wanted, rows)
         if not math.isfinite(float(loss.detach())):
@@ -252,38 +256,38 @@ class Training:
 
     # ---- precision
 
-    def _casting(self) -> Any:
+    def _casting(self, precision: str) -> Any:
         import torch
 
-        if self.precision == "float32":
+        if precision == "float32":
             return nullcontext()
         return torch.autocast(self.settings.device.partition(":")[0], dtype=torch.bfloat16)
 
-    def _faster_precision(self) -> str:
-        """Time one forward and backward run in both precisions, where that is asked for."""
-        if self.settings.precision != "auto":
-            return self.settings.precision
+    def _precisions(self) -> tuple[str, str]:
+        """Say in which precision the trained network and the original run: what is asked for, or the faster.
+
+        Each is timed on its own: the original has no backward run, which gains least by the coarser one.
+        """
+        import torch
+
+        asked = self.settings.precision
+        if asked != "auto":
+            return asked, asked
         rows = np.arange(self.batch)
         feeds = self.images.batch(rows, self.settings.device)
         wanted = self.networks.original(feeds)
-        taken = {"float32": math.inf, "bfloat16": math.inf}
-        for _ in range(TIMED):
-            for self.precision in taken:
-                took = self._timed(feeds, wanted, rows)
-                taken[self.precision] = min(taken[self.precision], took)
-        return "bfloat16" if taken["bfloat16"] < FASTER * taken["float32"] else "float32"
 
-    def _timed(
-        self, feeds: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rows: NDArray[Any]
-    ) -> float:
-        import torch
+        def step(precision: str) -> None:
+            with self._casting(precision):
+                found = self.networks.converted(feeds)
+            torch.autograd.backward(self._loss(found, wanted, rows))
+            self._adam.zero_grad(set_to_none=True)
 
-        started = time.perf_counter()
-        with self._casting():
-            found = self.networks.converted(feeds)
-        torch.autograd.backward(self._loss(found, wanted, rows))
-        self._adam.zero_grad(set_to_none=True)
-        return time.perf_counter() - started
+        def answer(precision: str) -> None:
+            with self._casting(precision):
+                self.networks.original(feeds)
+
+        return _faster(step, self.settings.device), _faster(answer, self.settings.device)
 
     # ---- the best, and checkpoints
 
@@ -395,6 +399,21 @@ def _together(parts: Iterable[Mapping[str, Tensor]], outputs: Sequence[str]) -> 
     return {
         name: torch.cat(each) for name, each in zip(outputs, zip(*kept, strict=True), strict=True)
     }
+
+
+def _faster(run: Callable[[str], None], device: str) -> str:
+    """Time runs in both precisions, and name the coarser one where it is clearly faster."""
+    import torch
+
+    taken = {"float32": math.inf, "bfloat16": math.inf}
+    for _ in range(TIMED):
+        for precision in taken:
+            started = time.perf_counter()
+            run(precision)
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            taken[precision] = min(taken[precision], time.perf_counter() - started)
+    return "bfloat16" if taken["bfloat16"] < FASTER * taken["float32"] else "float32"
 
 
 def _size(value: Tensor) -> float:

@@ -18,7 +18,7 @@ from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing
 from converter.model_file import save_model
 from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
-from converter.planner.choice import frontier
+from converter.planner.choice import Choice, frontier
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds.model import LatencyModel
 from converter.preparation import Clock, Prepared, prepare
@@ -256,6 +256,51 @@ def test_where_nothing_pays_the_original_is_what_is_left(
     assert latency.speedup == 1.0
 
 
+def test_a_prediction_that_is_far_off_is_read_into(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    tried = Choice(chosen, effect=0.0, totals={}, gap=0.0)
+    # the plan read twice the speed when it was made; the model then reads 3.3, and the plan again 3
+    asked = clock(monkeypatch, [2.0, 3.3, 3.0])
+    module._tried(prepared, timed, {"plan": tried})
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    assert len(asked) == 3
+    assert latency.off == pytest.approx(3.3 / 2 - 1)
+    assert latency.pace == pytest.approx(1.5)
+    assert latency.off_at_pace == pytest.approx(3.3 / 3 - 1)
+    assert [each.speedup for each in timed.tried] == [2.0]
+
+
+def test_a_prediction_that_holds_is_not_read_into(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    asked = clock(monkeypatch, [2.0, 2.1])
+    module._tried(prepared, timed, {"plan": Choice(chosen, effect=0.0, totals={}, gap=0.0)})
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    assert len(asked) == 2
+    assert latency.pace is None
+    assert latency.off_at_pace == latency.off == pytest.approx(0.05)
+
+
+def test_of_several_plans_the_one_most_like_the_result_is_read_again(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    kept = {name: each[0] for name, each in timed.candidates.items()}
+    timed.tried.extend(
+        [module.Tried({**kept, FIRST: chosen[FIRST]}, 1.5), module.Tried(chosen, 2.0)]
+    )
+    timed.tried.append(module.Tried({**kept, SECOND: chosen[SECOND]}, 1.25))
+    clock(monkeypatch, [3.3, 3.0])
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    assert latency.pace == pytest.approx(1.5)
+
+
 def test_real_clocks_give_every_offered_candidate_its_milliseconds(
     prepared: Prepared, tmp_path: Path
 ) -> None:
@@ -268,5 +313,5 @@ def test_real_clocks_give_every_offered_candidate_its_milliseconds(
         assert Form("channel", (1,)) in {one.form for one in each}
     # a front by the clock may hold nothing but the original, where other work disturbs it
     read_plans(prepared, timed, frontier(timed.candidates, "macs", 4))
-    assert timed.readings
-    assert all(read > 0 for read in timed.readings.values())
+    assert timed.tried
+    assert all(each.speedup > 0 for each in timed.tried)

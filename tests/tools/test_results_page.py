@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tools.reference import ROOT, TARGETS
@@ -69,6 +70,11 @@ def test_what_is_allowed_and_predicted_stands_beside_what_was_measured() -> None
     assert "| -0.50 ± 0.25 | – |" in free
     assert "| 5,000 | 88.00 % | 87.50 % |" in asked
     assert "| -3 % | 40 | 1,234 | A 2026-11-27 |" in asked
+
+
+def test_a_prediction_far_off_stands_beside_what_is_off_at_the_pace_of_the_measurement() -> None:
+    (line,) = converted(of_rows(replace(row("VGG-16", "--macs 8"), off=0.68, at_pace=0.012)))
+    assert "| +68 % (+1 %) | 40 |" in line
 
 
 def test_where_and_when_a_row_was_measured_stands_with_it() -> None:

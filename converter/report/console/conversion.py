@@ -97,7 +97,14 @@ def _latency_lines(latency: Latency | None) -> Iterator[str]:
         f"  ({latency.speedup:.2f} times faster, {latency.low:.2f}–{latency.high:.2f}; "
         f"batch {latency.batch}, {latency.provider}, {threads(latency.threads)})"
     )
-    yield f"predicted   {milliseconds(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
+    predicted = f"{milliseconds(latency.predicted_ms)}, off by {100 * latency.off:+.0f} %"
+    if latency.pace is None:
+        yield f"predicted   {predicted}"
+        return
+    yield (
+        f"predicted   {predicted}; the same plan reads {latency.pace:.2f} times its speed of then, and at "
+        f"this pace it is off by {100 * latency.off_at_pace:+.0f} %"
+    )
 
 
 def _print_search(console: Console, search: Search) -> None:

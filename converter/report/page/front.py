@@ -151,4 +151,12 @@ def _beside(run: Record, done: Sequence[object]) -> str:
     if off is None:
         return ""
     result = "model in float" if quantization_of(run) else "result"
-    return f"The predicted latency of the {result} was off by {100 * off:+.0f} %."
+    said = f"The predicted latency of the {result} was off by {100 * off:+.0f} %"
+    pace = run.record("latency").number("pace")
+    if pace is None:
+        return f"{said}."
+    left = run.record("latency").number("off_at_pace") or 0.0
+    return (
+        f"{said}: the same plan read {pace:.2f} times its speed of the planning, and at that pace it was off "
+        f"by {100 * left:+.0f} %."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,43 @@ def test_labels_are_learned_where_they_fit(
         return
     with pytest.raises(CalibrationError, match=said):
         converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize(("coarse", "taken"), [(1, "bfloat16"), (19, "float32"), (40, "float32")])
+def test_the_coarser_precision_must_be_clearly_faster(coarse: int, taken: str) -> None:
+    def run(precision: str) -> None:
+        time.sleep(0.001 * (coarse if precision == "bfloat16" else 20))
+
+    assert module._faster(run, "cpu") == taken
+
+
+def test_each_network_has_the_precision_that_is_faster_for_it(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    held = Images({"x": np.load(images)})
+    networks = Networks(onnx.load(original), onnx.load(damaged))
+    # the first that is timed is a step, the second an answer of the original
+    chosen = iter(["float32", "bfloat16"])
+    monkeypatch.setattr(module, "_faster", lambda *_: next(chosen))
+    asked = settings(epochs=1, precision="auto", features=0.0)
+    training = module.Training(networks, held, held, Lessons(networks, held, asked), asked)
+    seen: dict[str, bool] = {}
+
+    def noted(name: str) -> Callable[[object], object]:
+        plain = getattr(networks, name)
+
+        def answers(feeds: object) -> object:
+            seen[name] = torch.is_autocast_enabled("cpu")
+            return plain(feeds)
+
+        return answers
+
+    training.precision, training.asked_in = training._precisions()
+    for name in ("original", "converted"):
+        monkeypatch.setattr(networks, name, noted(name))
+    training._one_step()
+    assert seen == {"original": True, "converted": False}
 
 
 def test_labels_add_their_cross_entropy(files: tuple[Path, Path, Path]) -> None:

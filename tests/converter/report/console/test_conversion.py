@@ -57,6 +57,17 @@ def test_latency_measured_and_predicted() -> None:
     assert line_with(text, "predicted") == "predicted   4.20 ms, off by +2 %"
 
 
+def test_a_prediction_at_another_pace() -> None:
+    console, stream = wide()
+    print_conversion(
+        replace(CONVERSION, latency=replace(TIMED, predicted_ms=6.576, pace=1.5)), (), console
+    )
+    assert line_with(stream.getvalue(), "predicted") == (
+        "predicted   6.58 ms, off by +60 %; the same plan reads 1.50 times its speed of then, and at this "
+        "pace it is off by +7 %"
+    )
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_the_search_for_a_tolerance(timed: bool) -> None:
     console, stream = wide()
