@@ -422,14 +422,14 @@ def branches_of(geometry: Geometry, form: Form, solution: Solution) -> Branches:
     if len(support):
         shape = (geometry.outputs, len(support), *geometry.kernel)
         sparse = solution.sparse.cpu().numpy().reshape(shape)
-    factors: tuple[Factor, ...] = ()
+    chains: tuple[tuple[Factor, ...], ...] = ()
     if solution.rank:
         arrays: Sequence[NDArray[np.float32]] = [each.cpu().numpy() for each in solution.factors]
-        factors = SCHEMES[form.scheme].subgraph(geometry, arrays)
+        chains = SCHEMES[form.scheme].chains(geometry, arrays)
     return Branches(
         support=support if len(support) else None,
         sparse=sparse,
-        factors=factors,
+        chains=chains,
         bias=solution.bias.cpu().numpy(),
     )
 
@@ -447,11 +447,11 @@ def branches_of_form(geometry: Geometry, form: Form, seed: int = 0) -> Branches:
     if form.support:
         support = np.arange(form.support, dtype=np.int64)
         sparse = draw(geometry.outputs, form.support, *geometry.kernel)
-    factors: tuple[Factor, ...] = ()
+    chains: tuple[tuple[Factor, ...], ...] = ()
     if form.ranks:
         scheme = SCHEMES[form.scheme]
         arrays = [draw(*shape) for shape in scheme.shapes(geometry, form.ranks)]
-        factors = scheme.subgraph(geometry, arrays)
+        chains = scheme.chains(geometry, arrays)
     return Branches(
-        support=support, sparse=sparse, factors=factors, bias=np.zeros(geometry.outputs, np.float32)
+        support=support, sparse=sparse, chains=chains, bias=np.zeros(geometry.outputs, np.float32)
     )

@@ -142,9 +142,11 @@ def rewritten(
 def _outcome(
     layer: Layer, geometry: Geometry, candidate: Candidate, solution: Solution, seconds: float
 ) -> LayerOutcome:
+    # of `channel` the ADMM may have traded ranks for channels of S
+    ranks = solution.ranks if candidate.form.scheme == "channel" else candidate.form.ranks
     form = Form(
         candidate.form.scheme if solution.rank else "sparse",
-        solution.ranks if solution.rank else (),
+        ranks if solution.rank else (),
         len(solution.support),
     )
     before, after = cost_of(geometry, KEEP), cost_of(geometry, form)

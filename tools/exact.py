@@ -17,9 +17,9 @@ from passes.layers import Layer, find_layers
 from passes.normalise import normalising
 from passes.split import Branches, Factor, Split
 
-__all__ = ["exact_branches", "exact_factors", "in_rotation", "split_all"]
+__all__ = ["exact_branches", "exact_chains", "exact_factors", "in_rotation", "split_all"]
 
-SCHEMES = ("channel", "spatial", "tucker")
+SCHEMES = ("channel", "spatial", "crossed", "tucker")
 
 
 def split_all(
@@ -48,7 +48,7 @@ def exact_branches(layer: Layer, way: str, scheme: str = "channel", seed: int = 
 
     Ways: "sparse" (all channels in S), "low rank" (full rank), "parts" (half of the channels in S,
     the others in L), "overlap" (S is noise on half of the channels, and L what is missing).
-    Schemes of L: see `exact_factors`.
+    Schemes of L: see `exact_chains` and `exact_factors`.
     """
     assert layer.weight is not None
     weight = layer.weight.astype(np.float64)
@@ -65,7 +65,28 @@ def exact_branches(layer: Layer, way: str, scheme: str = "channel", seed: int = 
             sparse = rng.normal(size=sparse.shape) * weight.std()
         rest = weight.copy()
         rest[:, support] -= sparse
-    return Branches(support, sparse, exact_factors(rest, scheme, seed), layer.bias)
+    return Branches(support, sparse, exact_chains(rest, scheme, seed), layer.bias)
+
+
+def exact_chains(
+    weight: NDArray[np.float64], scheme: str, seed: int = 0
+) -> tuple[tuple[Factor, ...], ...]:
+    """Give chains of full rank whose sum is `weight`, (N, C, *kernel): "crossed" two, others one.
+
+    "crossed" shares the weight out at random; the axes change places in its second chain. Without two of
+    them there is one chain, as for "spatial".
+    """
+    if scheme != "crossed" or weight.ndim != 4:
+        return (exact_factors(weight, "spatial" if scheme == "crossed" else scheme, seed),)
+    first = weight * np.random.default_rng(seed).uniform(size=weight.shape)
+    turned = exact_factors((weight - first).swapaxes(2, 3), "spatial", seed)
+    return (
+        exact_factors(first, "spatial", seed),
+        tuple(
+            Factor(each.weight.swapaxes(2, 3), tuple(1 - axis for axis in each.axes))
+            for each in turned
+        ),
+    )
 
 
 def exact_factors(weight: NDArray[np.float64], scheme: str, seed: int = 0) -> tuple[Factor, ...]:

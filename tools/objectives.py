@@ -260,10 +260,10 @@ def _dense(geometry: Geometry, form: Form, solution: Solution) -> torch.Tensor:
     """S + L as one weight (N, D), from the factors as they stand in a graph."""
     branches = branches_of(geometry, form, solution)
     total = np.zeros((geometry.outputs, geometry.channels, *geometry.kernel), np.float32)
-    if branches.factors:
+    for factors in branches.chains:
         total += functools.reduce(
             lambda first, then: np.einsum("nr...,rc...->nc...", then, first),
-            [factor.weight for factor in branches.factors],
+            [factor.weight for factor in factors],
         )
     if branches.support is not None and branches.sparse is not None:
         total[:, branches.support] += branches.sparse

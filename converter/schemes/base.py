@@ -82,6 +82,8 @@ class Scheme(Protocol):
     name: str
     whole_patches: bool
     """Whether prediction and fit need patches as they are, of all channels and taps."""
+    takes_sparse: bool
+    """Whether S may stand beside L; it takes several fits for each form."""
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """Ranks that L may take, each cheaper in weights than the layer; empty where it does not apply."""
@@ -103,10 +105,10 @@ class Scheme(Protocol):
     def shapes(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Shapes of a solution's factors."""
 
-    def subgraph(
+    def chains(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[Factor, ...]:
-        """Give the factors of a solution the shapes of a chain of Convs (or Gemms)."""
+    ) -> tuple[tuple[Factor, ...], ...]:
+        """Give the factors of a solution the shapes of chains of Convs (or Gemms), whose sum is L."""
 
 
 def block_of(geometry: Geometry) -> int:

@@ -28,6 +28,7 @@ class Channel:
 
     name = "channel"
     whole_patches = False
+    takes_sparse = True
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """All usable ranks that save weights."""
@@ -88,14 +89,15 @@ class Channel:
         """Shapes of down (r, D) and up (N, r)."""
         return (ranks[0], geometry.columns), (geometry.outputs, ranks[0])
 
-    def subgraph(
+    def chains(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[Factor, ...]:
+    ) -> tuple[tuple[Factor, ...], ...]:
         """Conv kh×kw with the layer's strides and pads, then Conv 1×1."""
         down, up = factors
         axes = tuple(range(len(geometry.kernel)))
         ones = [1] * len(geometry.kernel)
-        return (
+        chain = (
             Factor(down.reshape(len(down), geometry.channels, *geometry.kernel), axes),
             Factor(up.reshape(*up.shape, *ones), ()),
         )
+        return (chain,)

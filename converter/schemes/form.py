@@ -16,9 +16,10 @@ class Form:
     ----------
     scheme : str
         "keep" for the layer as it is, "sparse" for S alone, else the scheme that factorises L:
-        "channel", "spatial" or "tucker".
+        "channel", "spatial", "crossed" or "tucker".
     ranks : tuple of int
-        Of L: (r,) for "channel" and "spatial", (r₁, r₂) for "tucker", () for the others.
+        Of L: (r,) for "channel" and "spatial", and for "crossed", where both halves have it; (r₁, r₂) for
+        "tucker"; () for the others.
     support : int, default 0
         Input channels that S keeps; 0 for no sparse branch.
     """

@@ -1,4 +1,4 @@
-"""What `spatial` and `tucker` have in common: prediction and fit with a shared first factor."""
+"""What `spatial`, `crossed` and `tucker` have in common: prediction and fit with shared first factors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class SharedFactor(ABC):
     """A scheme whose first factor groups of columns share; see `converter.solver.quadratic`."""
 
     whole_patches = True
+    takes_sparse = True
 
     @abstractmethod
     def groups(self, geometry: Geometry, device: str) -> Groups:
-        """Say which columns share the first factor."""
+        """Say which columns share a first factor."""
 
     def effects(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int

@@ -30,6 +30,7 @@ class Sparse:
 
     name = "sparse"
     whole_patches = True
+    takes_sparse = True
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """One: there is no L."""
@@ -74,9 +75,9 @@ class Sparse:
         del geometry, ranks
         return ()
 
-    def subgraph(
+    def chains(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[Factor, ...]:
+    ) -> tuple[tuple[Factor, ...], ...]:
         """No chain."""
         del geometry, factors
         return ()

@@ -75,13 +75,14 @@ class Spatial(SharedFactor):
         high, wide = geometry.kernel
         return (ranks[0], geometry.channels * high), (geometry.outputs, wide, ranks[0])
 
-    def subgraph(
+    def chains(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[Factor, ...]:
+    ) -> tuple[tuple[Factor, ...], ...]:
         """From V (r, C·kh) and K (N, kw, r): Conv kh×1, Conv 1×kw."""
         first, second = factors
         high = geometry.kernel[0]
-        return (
+        chain = (
             Factor(first.reshape(len(first), geometry.channels, high, 1), (0,)),
             Factor(np.ascontiguousarray(second.transpose(0, 2, 1))[:, :, None, :], (1,)),
         )
+        return (chain,)

@@ -78,14 +78,14 @@ class Tucker(SharedFactor):
             (geometry.outputs, second),
         )
 
-    def subgraph(
+    def chains(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[Factor, ...]:
+    ) -> tuple[tuple[Factor, ...], ...]:
         """From V (r₁, C), core (r₂, k, r₁) and outer (N, r₂): the three Convs."""
         first, core, outer = factors
         ones = [1] * len(geometry.kernel)
         middle = np.ascontiguousarray(core.transpose(0, 2, 1))
-        return (
+        chain = (
             Factor(first.reshape(*first.shape, *ones), ()),
             Factor(
                 middle.reshape(*middle.shape[:2], *geometry.kernel),
@@ -93,3 +93,4 @@ class Tucker(SharedFactor):
             ),
             Factor(outer.reshape(*outer.shape, *ones), ()),
         )
+        return (chain,)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from converter.solver.crossed import quadratic_of
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import metric_roots
 from converter.solver.quadratic import Factors, Groups, Quadratic, Second, alternate, damped
@@ -16,8 +17,6 @@ __all__ = ["Moments", "effects_of_shared", "effects_of_sparse"]
 
 PREDICT_CONJUGATE_STEPS = 2
 """Where a form is only predicted: with 4, effects changed by 1 to 5 % and took a quarter longer."""
-PREDICT_STEPS = 1
-"""Alternations where a form is only predicted."""
 NEGLIGIBLE = 1e-6
 """Effect, as a share of the variance of the network's output, below which nothing is won any more."""
 
@@ -73,7 +72,7 @@ def effects_of_shared(
     """
     half, inverse_half = metric_roots(metric, weight)
     gram = damped(moments.gram.clone())
-    quadratic = Quadratic(gram, half, inverse_half, groups)
+    quadratic = quadratic_of(gram, half, inverse_half, groups)
     dense = weight @ gram
     cross = quadratic.grouped(dense)
     basis = quadratic.start(weight, max(each[0] for each in ranks))
@@ -85,7 +84,7 @@ def effects_of_shared(
             *sorted(each[1] for each in set(ranks) if each[0] == rank and len(each) > 1)
         ]
         middle = limits[len(limits) // 2] if limits else None
-        second = _predicted(quadratic, cross, basis[:rank], middle)
+        second = _predicted(quadratic, cross, quadratic.leading(basis, rank), middle)
         for limit in limits or [None]:
             factors = second.factors(limit)
             parts = Parts(factors)
@@ -102,7 +101,8 @@ def effects_of_shared(
 
 def _predicted(quadratic: Quadratic, cross: Tensor, first: Tensor, limit: int | None) -> Second:
     """Alternate as little as is enough to tell forms apart."""
-    return alternate(quadratic, cross, first, PREDICT_STEPS, limit, PREDICT_CONJUGATE_STEPS)
+    steps = quadratic.predicted_steps
+    return alternate(quadratic, cross, first, steps, limit, PREDICT_CONJUGATE_STEPS)
 
 
 def effects_of_sparse(

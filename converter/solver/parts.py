@@ -76,14 +76,8 @@ class Parts:
         return weight
 
     def of(self, patches: Tensor, groups: Groups) -> Tensor:
-        """Response (n, N) to patches (n, D): factor by factor, which is less work than by Ŵ."""
-        factors = self.factors
-        inner = factors.second if factors.core is None else factors.core
-        response = torch.zeros(len(patches), len(inner)).to(patches)
-        for group, columns in enumerate(groups.columns):
-            response.addmm_(patches[:, columns] @ factors.first.T, inner[:, group].T)
-        if factors.outer is not None:
-            response = response @ factors.outer.T
+        """Response (n, N) to patches (n, D)."""
+        response = self.factors.respond(patches, groups)
         if self.kept is not None and self.sparse is not None:
             response.addmm_(patches[:, self.kept.columns], self.sparse.T)
         return response

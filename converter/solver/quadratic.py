@@ -22,6 +22,7 @@ product with G.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,13 @@ __all__ = [
     "Quadratic",
     "Second",
     "alternate",
+    "conjugate",
     "covariance",
     "damped",
+    "orthonormal",
     "regular",
 ]
 
-CONJUGATE_STEPS = 6
-"""Of a step of V, where a form is fitted."""
 RIDGE = 1e-7
 """Share of the mean diagonal that keeps the small normal matrices regular; they are float64."""
 HELD = 1e-4
@@ -86,6 +87,27 @@ class Factors:
         total[:, groups.order] = grouped.reshape(len(grouped), -1)
         return total
 
+    def respond(self, patches: Tensor, groups: Groups) -> Tensor:
+        """Response (n, N) to patches (n, D): factor by factor, which is less work than by Ŵ."""
+        inner = self.second if self.core is None else self.core
+        response = torch.zeros(len(patches), len(inner)).to(patches)
+        for group, columns in enumerate(groups.columns):
+            response.addmm_(patches[:, columns] @ self.first.T, inner[:, group].T)
+        return response if self.outer is None else response @ self.outer.T
+
+    def covered(self, groups: Groups, products: Tensor) -> Tensor:
+        """Ŵ G (N, D), by way of the products of V, which are small."""
+        grouped = torch.einsum("nur,urtd->ntd", self.second, products)
+        covered = torch.empty(len(grouped), groups.order.numel()).to(grouped)
+        covered[:, groups.order] = grouped.reshape(len(grouped), -1)
+        return covered
+
+    def chains(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Give the factors of each chain of Convs, from the input on."""
+        if self.core is None or self.outer is None:
+            return ((self.first, self.second),)
+        return ((self.first, self.core, self.outer),)
+
 
 @dataclass
 class Second:
@@ -112,12 +134,12 @@ class Second:
 
     def factors(self, limit: int | None = None) -> Factors:
         """V and K; of rank `limit` at most, which truncates an SVD in the metrics of data and output."""
-        shape = (self.quadratic.count, len(self.first))
         if limit is None:
             second = torch.linalg.solve_triangular(
                 self.root, self.whitened, upper=False, left=False
             )
-            return Factors(self.first, second.view(-1, *shape))
+            return self.quadratic.factors(self.first, second)
+        shape = (self.quadratic.count, len(self.first))
         measured = self.quadratic.half @ self.whitened
         if self._left is None or self._left.shape[1] < limit:
             self._left = truncate(measured, max(limit, min(measured.shape)))[0]
@@ -141,6 +163,13 @@ class Quadratic:
     groups : Groups
     """
 
+    start_steps = 10
+    """Alternations before the polish."""
+    predicted_steps = 1
+    """Alternations where a form is only predicted."""
+    conjugate_steps = 6
+    """Of a step of V, where a form is fitted."""
+
     def __init__(self, gram: Tensor, half: Tensor, inverse_half: Tensor, groups: Groups) -> None:
         self.groups = groups
         self.count, self.inner = groups.columns.shape
@@ -154,7 +183,7 @@ class Quadratic:
 
     def within(self, gram: Tensor) -> Quadratic:
         """Give the same in another metric of the data (D, D)."""
-        return Quadratic(gram, self.half, self.inverse_half, self.groups)
+        return type(self)(gram, self.half, self.inverse_half, self.groups)
 
     def grouped(self, matrix: Tensor) -> Tensor:
         """Sort the columns of a matrix (N, D) into (N, T, d)."""
@@ -170,7 +199,19 @@ class Quadratic:
         grouped = self.half @ self.grouped(weight).reshape(len(weight), -1)
         stacked = grouped.view(-1, self.inner) @ self._root
         vectors, _ = truncate(stacked.T, rank)
-        return _orthonormal(torch.linalg.solve_triangular(self._root.T, vectors, upper=True).T)
+        return orthonormal(torch.linalg.solve_triangular(self._root.T, vectors, upper=True).T)
+
+    def leading(self, first: Tensor, rank: int) -> Tensor:
+        """First rows of V."""
+        return first[:rank]
+
+    def seen(self, grouped: Tensor, first: Tensor) -> Tensor:
+        """Apply Bᵀ from the right to rows (…, T, d) as products or `grouped` gives them: (n, T·r)."""
+        return (grouped @ first.T).reshape(-1, self.count * len(first))
+
+    def factors(self, first: Tensor, second: Tensor) -> Factors:
+        """V and K, of K in one piece (N, T·r)."""
+        return Factors(first, second.view(len(second), self.count, len(first)))
 
     def precondition(self, residual: Tensor, inner: Tensor) -> Tensor:
         """Apply the inverse of `inner` ⊗ mean G to a residual (r, d); `inner` is a Cholesky factor."""
@@ -179,11 +220,9 @@ class Quadratic:
 
     def second_step(self, cross: Tensor, first: Tensor, products: Tensor) -> Second:
         """Best K for V, of any rank."""
-        rank = len(first)
-        normal = (products @ first.T).reshape(self.count * rank, -1).double()
+        normal = self.seen(products, first).double()
         root = torch.linalg.cholesky(regular((normal + normal.T) / 2)).to(first.dtype)
-        seen = (cross @ first.T).reshape(len(cross), -1)
-        whitened = torch.linalg.solve_triangular(root, seen.T, upper=False).T
+        whitened = torch.linalg.solve_triangular(root, self.seen(cross, first).T, upper=False).T
         return Second(self, first, root, whitened, products)
 
     def first_step(self, cross: Tensor, factors: Factors, products: Tensor, steps: int) -> Tensor:
@@ -202,24 +241,51 @@ class Quadratic:
             return matrix @ given.reshape(-1, self.inner)
 
         wanted = torch.einsum("ntr,ntd->rd", weighed, cross)
+
+        def moved(direction: Tensor) -> Tensor:
+            return apply(self.products(direction)) + held * (direction @ self._mean)
+
         residual = wanted - apply(products)
-        direction = ahead = self.precondition(residual, factor)
-        before = float((residual * ahead).sum())
-        for _ in range(steps):
-            if before <= 0:
-                break
-            moved = apply(self.products(direction)) + held * (direction @ self._mean)
-            curvature = float((direction * moved).sum())
-            if curvature <= 0 or not math.isfinite(curvature):
-                break
-            length = before / curvature
-            first = first + length * direction
-            residual = residual - length * moved
-            ahead = self.precondition(residual, factor)
-            after = float((residual * ahead).sum())
-            direction = ahead + (after / before) * direction
-            before = after
-        return _orthonormal(first)
+        return orthonormal(
+            conjugate(first, residual, moved, lambda each: self.precondition(each, factor), steps)
+        )
+
+
+def conjugate(
+    first: Tensor,
+    residual: Tensor,
+    apply: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    steps: int,
+) -> Tensor:
+    """Take steps of preconditioned conjugate gradients (Hestenes and Stiefel, 1952) from `first`.
+
+    Parameters
+    ----------
+    first, residual : Tensor of one shape
+        Where it starts, and what is left of the right side there.
+    apply, precondition : callable
+        The positive definite operator, and about its inverse.
+    steps : int
+        Fewer are taken where nothing is left, or where the operator does not curve upwards in float32.
+    """
+    direction = ahead = precondition(residual)
+    before = float((residual * ahead).sum())
+    for _ in range(steps):
+        if before <= 0:
+            break
+        moved = apply(direction)
+        curvature = float((direction * moved).sum())
+        if curvature <= 0 or not math.isfinite(curvature):
+            break
+        length = before / curvature
+        first = first + length * direction
+        residual = residual - length * moved
+        ahead = precondition(residual)
+        after = float((residual * ahead).sum())
+        direction = ahead + (after / before) * direction
+        before = after
+    return first
 
 
 def alternate(
@@ -228,7 +294,7 @@ def alternate(
     first: Tensor,
     steps: int,
     limit: int | None = None,
-    conjugate_steps: int = CONJUGATE_STEPS,
+    conjugate_steps: int | None = None,
     products: Tensor | None = None,
 ) -> Second:
     """Alternate K and V from a first V, and end with K.
@@ -243,11 +309,13 @@ def alternate(
         Steps of V, from 0.
     limit : int or None, default None
         Most that the rank of K may be (r₂ of `tucker`) while V is sought.
-    conjugate_steps : int, default CONJUGATE_STEPS
-        Of each step of V.
+    conjugate_steps : int or None, default None
+        Of each step of V; None takes what suits a fit.
     products : Tensor of shape (T, r, T, d) or None, default None
         Those of `first`, where they are known.
     """
+    if conjugate_steps is None:
+        conjugate_steps = quadratic.conjugate_steps
     if products is None:
         products = quadratic.products(first)
     second = quadratic.second_step(cross, first, products)
@@ -290,10 +358,10 @@ def damped(gram: Tensor, share: float = DAMPING) -> Tensor:
     return gram
 
 
-def _orthonormal(first: Tensor) -> Tensor:
-    """Rows that span the same space: K is solved anew for every V."""
-    basis: Tensor = torch.linalg.qr(first.T).Q
-    return basis.T.contiguous()
+def orthonormal(first: Tensor) -> Tensor:
+    """Rows that span the same space, of one V or of several: K is solved anew for every V."""
+    basis: Tensor = torch.linalg.qr(first.mT).Q
+    return basis.mT.contiguous()
 
 
 def regular(matrix: Tensor) -> Tensor:

@@ -9,17 +9,15 @@ from torch import Tensor
 
 from converter.errors import SolverError
 from converter.solver.best import Best
+from converter.solver.crossed import quadratic_of
 from converter.solver.factorize import POLISH_PENALTY
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import Patches, Problem, caution, damping, metric_roots
 from converter.solver.prox import activate, response_prox
-from converter.solver.quadratic import Groups, Quadratic, alternate, covariance, damped
+from converter.solver.quadratic import Groups, alternate, covariance, damped
 from converter.solver.solution import Solution
 
 __all__ = ["polish_shared"]
-
-START_STEPS = 10
-"""Alternations before the polish."""
 
 
 class _Fit:
@@ -55,7 +53,7 @@ class _Fit:
         spread = ((wanted - wanted.mean(0)) @ self.half).square().sum() / len(wanted)
         self.spread = float(spread) if float(spread) > 0 else 1.0
         self.groups = groups
-        self.quadratic = Quadratic(self.gram, self.half, self.inverse_half, groups)
+        self.quadratic = quadratic_of(self.gram, self.half, self.inverse_half, groups)
 
     def _side(self, features: Tensor, rows: Tensor) -> Patches:
         problem = self.problem
@@ -101,12 +99,10 @@ class _Fit:
         return self._covered(parts, products) + self._learn(moved), bias + shift
 
     def _covered(self, parts: Parts, products: Tensor | None) -> Tensor:
-        """Ŵ G (N, D), by way of V G, which is small."""
+        """Ŵ G (N, D)."""
         if products is None:
             products = self.quadratic.products(parts.factors.first)
-        grouped = torch.einsum("nur,urtd->ntd", parts.factors.second, products)
-        covered = torch.empty(len(grouped), len(self.mean)).to(grouped)
-        covered[:, self.groups.order] = grouped.reshape(len(grouped), -1)
+        covered = parts.factors.covered(self.groups, products)
         if parts.kept is not None and parts.sparse is not None:
             covered += parts.sparse @ parts.kept.rows
         return covered
@@ -168,7 +164,7 @@ def polish_shared(
     products: Tensor | None = None
     for step in range(rounds + 1):
         target = quadratic.grouped(cross if kept is None else kept.unreached(cross))
-        steps = 1 if step else START_STEPS
+        steps = 1 if step else quadratic.start_steps
         second = alternate(quadratic, target, first, steps, limit, products=products)
         factors, first, products = second.factors(limit), second.first, second.products
         sparse = None if kept is None else kept.step(cross, factors.weight(groups))
@@ -186,15 +182,10 @@ def polish_shared(
         raise SolverError("the fit became infinite or NaN; lower the learning from outliers")
     factors, sparse = parts.factors, parts.sparse
     nothing = torch.zeros(len(problem.weight), 0).to(problem.weight)
-    chain = (
-        (factors.first, factors.second)
-        if factors.core is None or factors.outer is None
-        else (factors.first, factors.core, factors.outer)
-    )
     return Solution(
         support=problem.eligible[:0] if kept is None else kept.channels,
         sparse=nothing if sparse is None else sparse,
-        factors=_balanced(chain),
+        factors=tuple(each for chain in factors.chains() for each in _balanced(chain)),
         bias=fit.plain_bias(parts, bias),
         fitted=fit.error(fit.seen, fit.respond(fit.seen, parts, bias)),
         unseen=best.error if len(fit.unseen.q) else 0.0,

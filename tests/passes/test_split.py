@@ -26,7 +26,7 @@ Exact = Callable[..., Branches]
 Arrays = Mapping[str, np.ndarray]
 
 WAYS = ["sparse", "low rank", "parts", "overlap"]
-SCHEMES = ["channel", "spatial", "tucker"]
+SCHEMES = ["channel", "spatial", "crossed", "tucker"]
 
 
 def random(*shape: int, seed: int = 1) -> np.ndarray:
@@ -187,7 +187,7 @@ def test_any_factor_may_take_over_any_axis(
         {"w": product.astype(np.float32), "b": random(4)},
         x=(2, 5, 14, 13),
     )
-    changed, _ = split(model, lambda layer: Branches(factors=factors, bias=layer.bias))
+    changed, _ = split(model, lambda layer: Branches(chains=(factors,), bias=layer.bias))
     assert_same(run, model, changed)
     assert ops(changed) == [*["Conv"] * len(axes), "Relu"]
 
@@ -371,7 +371,7 @@ def test_denormal_weights_become_zero() -> None:
     tiny = np.full((1, 3, 1, 1), 1e-40)
     tiny[0, 0] = 1e-37  # small, yet normal
     up = np.array([1e-50, -1e-39, 1.0, 0.0]).reshape(4, 1, 1, 1)
-    changed, _ = split(model, lambda _: Branches(factors=chain(tiny, up)))
+    changed, _ = split(model, lambda _: Branches(chains=(chain(tiny, up),)))
     stored = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
     assert stored["y/down/weight"].dtype == np.float32
     np.testing.assert_array_equal(
@@ -382,14 +382,14 @@ def test_denormal_weights_become_zero() -> None:
 
 def low_rank(*shapes: tuple[int, ...], **others: np.ndarray) -> Branches:
     """Branches with factors of ones; the first has all the kernel."""
-    return Branches(factors=chain(*map(np.ones, shapes)), **others)
+    return Branches(chains=(chain(*map(np.ones, shapes)),), **others)
 
 
 def test_a_layer_that_cannot_be_converted_is_refused() -> None:
     model = build("y = Conv<group = 3>(x, w)", {"w": random(6, 1, 1, 1)}, x=(1, 3, 4, 4))
     layer = find_layers(import_graph(model))[0]
     with pytest.raises(ValueError, match="layer 'y' cannot be converted: it is a depthwise Conv"):
-        Split(layer, Branches(factors=chain(np.ones((1, 1, 1, 1)), np.ones((6, 1, 1, 1)))))
+        Split(layer, Branches(chains=(chain(np.ones((1, 1, 1, 1)), np.ones((6, 1, 1, 1))),)))
 
 
 @pytest.mark.parametrize(
@@ -420,34 +420,34 @@ PAIR = chain(np.ones((2, 3)), np.ones((4, 2)))
         ({}, "neither branch is given"),
         ({"bias": np.ones(4)}, "neither branch is given"),
         ({"support": np.array([0])}, "needs both its support and its weight"),
-        ({"factors": chain(np.ones((2, 3)))}, "a single factor is no low-rank branch"),
+        ({"chains": (chain(np.ones((2, 3))),)}, "a single factor is no low-rank branch"),
         ({"support": np.array([0.0]), "sparse": np.ones((4, 1))}, "not a list of int64"),
         ({"support": np.array([], int), "sparse": np.ones((4, 0))}, "not a list of int64"),
         ({"support": np.array([1, 0]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([1, 1]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([-1, 1]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([0, 1]), "sparse": np.ones((4, 3))}, "does not fit a support"),
-        ({"factors": chain(np.ones((2, 3)), np.ones((4, 3)))}, "do not chain"),
-        ({"factors": chain(np.ones((2, 3)), np.ones((4, 2, 1)))}, "do not chain"),
+        ({"chains": (chain(np.ones((2, 3)), np.ones((4, 3))),)}, "do not chain"),
+        ({"chains": (chain(np.ones((2, 3)), np.ones((4, 2, 1))),)}, "do not chain"),
         (
-            {"factors": chain(np.ones((2, 3)), np.ones((2, 2)), np.ones((4, 3)))},
+            {"chains": (chain(np.ones((2, 3)), np.ones((2, 2)), np.ones((4, 3))),)},
             "shapes \\(2, 2\\) and \\(4, 3\\) do not chain",
         ),
         (
-            {"factors": chain(np.ones((2, 3, 3)), np.ones((4, 2, 1)), axes=((0,), (0,)))},
+            {"chains": (chain(np.ones((2, 3, 3)), np.ones((4, 2, 1)), axes=((0,), (0,))),)},
             "take over the axes \\[0, 0\\], not each of 1 exactly once",
         ),
         (
-            {"factors": chain(np.ones((2, 3, 3, 1)), np.ones((4, 2, 1, 1)), axes=((0,), ()))},
+            {"chains": (chain(np.ones((2, 3, 3, 1)), np.ones((4, 2, 1, 1)), axes=((0,), ())),)},
             "take over the axes \\[0\\], not each of 2 exactly once",
         ),
-        ({"factors": PAIR, "bias": np.ones(5)}, "differ in their outputs"),
-        ({"factors": PAIR, "bias": np.ones((4, 1))}, "not a vector"),
-        ({"factors": PAIR, "bias": np.full(4, np.nan)}, "not finite"),
-        ({"factors": PAIR, "select": "conv"}, "nothing selects channels by 'conv' here"),
-        ({"factors": PAIR, "select": "slice"}, "nothing selects channels by 'slice' here"),
+        ({"chains": (PAIR,), "bias": np.ones(5)}, "differ in their outputs"),
+        ({"chains": (PAIR,), "bias": np.ones((4, 1))}, "not a vector"),
+        ({"chains": (PAIR,), "bias": np.full(4, np.nan)}, "not finite"),
+        ({"chains": (PAIR,), "select": "conv"}, "nothing selects channels by 'conv' here"),
+        ({"chains": (PAIR,), "select": "slice"}, "nothing selects channels by 'slice' here"),
         (
-            {"support": np.array([0]), "sparse": np.ones((4, 1, 3)), "factors": PAIR},
+            {"support": np.array([0]), "sparse": np.ones((4, 1, 3)), "chains": (PAIR,)},
             "differ in their kernels",
         ),
     ],
@@ -483,10 +483,10 @@ def test_a_factor_with_another_kernel_than_its_axes_is_refused(
 def test_the_size_of_the_branches_is_told() -> None:
     support, sparse = np.array([0, 2]), np.ones((4, 2))
     factors = chain(np.ones((3, 5)), np.ones((2, 3)), np.ones((4, 2)))
-    assert Branches(support, sparse, factors).kept == 2
-    assert Branches(support, sparse, factors).ranks == (3, 2)
+    assert Branches(support, sparse, (factors,)).kept == 2
+    assert Branches(support, sparse, (factors,)).ranks == (3, 2)
     assert Branches(support, sparse).ranks == ()
-    assert Branches(factors=factors).kept == 0
+    assert Branches(chains=(factors,)).kept == 0
 
 
 def test_a_graph_without_the_layer_is_refused(exact: Exact) -> None:
@@ -600,7 +600,7 @@ def optimised_between_convs(
     branches = Branches(
         support=np.arange(kept) if kept else None,
         sparse=random(outputs, kept, 3, 3) if kept else None,
-        factors=factors,
+        chains=(factors,),
         bias=layer.bias,
         select=select,
     )

@@ -15,11 +15,12 @@ from onnx import numpy_helper
 from converter.fitting import branches_of_form, geometry_of, weight_of
 from converter.planner.cost import ModelCost, count_cost, tensor_shapes
 from converter.schemes import KEEP, SCHEMES, Form, Geometry, cost_of, families_of
+from converter.schemes.base import LONG_PATCH
 from passes.base import run_passes
 from passes.exchange import export_model, import_graph
 from passes.layers import Layer, find_layers
 from passes.normalise import normalising
-from passes.split import Branches, Factor, Split
+from passes.split import Branches, Split
 
 Floats = NDArray[np.float32]
 
@@ -167,7 +168,7 @@ def test_the_cost_of_a_form_is_that_of_its_graph(case: Case, name: str) -> None:
         branches = branches_of_form(geometry, form)
         model = converted(case, layer, branches)
         assert cost_of(geometry, form) == counted(case, model), form
-        assert branches.ranks == form.ranks
+        assert branches.ranks == form.ranks * len(branches.chains)
         assert branches.kept == form.support
         original = answers(model_of(case), feed_of(case))
         assert answers(model, feed_of(case)).shape == original.shape
@@ -196,6 +197,8 @@ def test_schemes_apply_where_their_convs_differ_from_the_layer(case: Case) -> No
     _, geometry = layer_of(case)
     kernel = geometry.kernel
     assert bool(SCHEMES["spatial"].ranks(geometry)) == (len(kernel) == 2 and min(kernel) > 1)
+    square = len(kernel) == 2 and kernel[0] == kernel[1] > 1
+    assert bool(SCHEMES["crossed"].ranks(geometry)) == (square and geometry.columns <= LONG_PATCH)
     assert bool(SCHEMES["tucker"].ranks(geometry)) == (geometry.taps > 1)
     assert SCHEMES["channel"].ranks(geometry)
 
@@ -225,10 +228,13 @@ def test_ranks_and_supports_of_large_layers_are_whole_blocks() -> None:
 def full_factors(scheme: str, weight: NDArray[np.float64]) -> tuple[tuple[int, ...], list[Floats]]:
     """Full ranks, and factors of the shapes that a fit gives, whose product is the weight."""
     outputs, channels, *kernel = weight.shape
+    if scheme == "crossed":
+        ranks, first = full_factors("spatial", weight / 4)
+        return ranks, first + full_factors("spatial", weight.swapaxes(2, 3) * 3 / 4)[1]
     if scheme == "tucker":
         core = weight.reshape(outputs, channels, -1).transpose(0, 2, 1)
         exact = [np.eye(channels), core, np.eye(outputs)]
-        ranks: tuple[int, ...] = (channels, outputs)
+        ranks = (channels, outputs)
     else:
         matrix = weight.reshape(outputs, -1)
         if scheme == "spatial":
@@ -246,7 +252,7 @@ def assert_close(found: Floats, wanted: Floats) -> None:
     assert np.abs(found - wanted).max() <= 1e-4 * np.ptp(wanted)
 
 
-@pytest.mark.parametrize("name", ["channel", "spatial", "tucker"])
+@pytest.mark.parametrize("name", ["channel", "spatial", "crossed", "tucker"])
 @EACH_CASE
 def test_factors_of_full_rank_are_the_layer(case: Case, name: str) -> None:
     layer, geometry = layer_of(case)
@@ -255,13 +261,9 @@ def test_factors_of_full_rank_are_the_layer(case: Case, name: str) -> None:
         pytest.skip(f"{name} does not apply")
     ranks, factors = full_factors(name, weight_of(layer).astype(np.float64))
     assert tuple(each.shape for each in factors) == scheme.shapes(geometry, ranks)
-    chain = scheme.subgraph(geometry, factors)
-    found = answers(converted(case, layer, branches_with(layer, chain)), feed_of(case))
+    branches = Branches(chains=scheme.chains(geometry, factors), bias=layer.bias)
+    found = answers(converted(case, layer, branches), feed_of(case))
     assert_close(found, answers(model_of(case), feed_of(case)))
-
-
-def branches_with(layer: Layer, chain: tuple[Factor, ...]) -> Branches:
-    return Branches(factors=chain, bias=layer.bias)
 
 
 def test_a_form_that_is_timed_neither_fades_nor_grows() -> None:
@@ -269,7 +271,7 @@ def test_a_form_that_is_timed_neither_fades_nor_grows() -> None:
     for form in (Form("channel", (32,)), Form("spatial", (32,)), Form("tucker", (32, 32))):
         patches = np.random.default_rng(2).normal(size=(500, geometry.columns))
         weight: NDArray[np.float64] | None = None
-        for factor in branches_of_form(geometry, form).factors:
+        for factor in sum(branches_of_form(geometry, form).chains, ()):
             dense = factor.weight.astype(np.float64)
             weight = dense if weight is None else np.einsum("nr...,rc...->nc...", dense, weight)
         assert weight is not None

@@ -13,7 +13,6 @@ from torch import Tensor
 from converter.errors import SolverError
 from converter.solver.effects import (
     PREDICT_CONJUGATE_STEPS,
-    PREDICT_STEPS,
     Moments,
     effects_of_shared,
     effects_of_sparse,
@@ -78,7 +77,7 @@ def test_effects_are_those_of_the_fits(groups: Groups, ranks: tuple[tuple[int, .
             quadratic,
             quadratic.grouped(weight @ gram),
             first,
-            PREDICT_STEPS,
+            Quadratic.predicted_steps,
             middle,
             PREDICT_CONJUGATE_STEPS,
         )
