@@ -172,9 +172,9 @@ _BESIDE = [
     "with ranks as they come (not rounded to blocks). A fifth of the images is kept from them. The error",
     "is that after the activation, relative and squared, in the metric of the output. C: input channels.",
     "",
-    "| layer | shape | share of the weights | channel | tucker | spatial | S C/16 + spatial "
-    "| S C/8 + spatial |",
-    "|---|---|---|---|---|---|---|---|",
+    "| layer | shape | share of the weights | channel | tucker | spatial | crossed "
+    "| S C/16 + spatial | S C/8 + spatial |",
+    "|---|---|---|---|---|---|---|---|---|",
 ]
 
 
@@ -219,7 +219,7 @@ def _beside_rows(recorded: Recorded) -> Iterator[Row]:
         return
     known, unknown = recorded.problems(recorded.metric, whole=True)
     supports = [max(1, round(share * geometry.channels)) for share in BESIDE_SUPPORTS]
-    families = [("channel", 0), ("tucker", 0), ("spatial", 0)]
+    families = [("channel", 0), ("tucker", 0), ("spatial", 0), ("crossed", 0)]
     families += [("spatial", support) for support in supports]
     shape = "×".join(map(str, (geometry.outputs, geometry.channels, *geometry.kernel)))
     for share in BESIDE_SHARES:
@@ -235,7 +235,7 @@ def _beside_rows(recorded: Recorded) -> Iterator[Row]:
             cells.append(f"{errors[-1]:.5f} (r {'×'.join(map(str, form.ranks))})")
         yield Row(
             f"| {recorded.layer.name} | {shape} | {share:g} | {' | '.join(cells)} |",
-            lower=min(errors[3:]) < errors[2],
+            lower=min(errors[4:]) < errors[2],
         )
 
 
@@ -243,6 +243,8 @@ def _form(geometry: Geometry, scheme: str, support: int, share: float) -> Form |
     """Largest form beside a support whose weights are at most a share of the layer's; None if none."""
     outputs, channels, taps = geometry.outputs, geometry.channels, geometry.taps
     left = share * outputs * geometry.columns - support * outputs * taps
+    if not SCHEMES[scheme].ranks(geometry):
+        return None
     if scheme != "tucker":
         rank = int(left / SCHEMES[scheme].cost(geometry, (1,))[1])
         return Form(scheme, (rank,), support) if rank > 0 else None

@@ -32,7 +32,7 @@ def geometry(outputs: int = 64, channels: int = 32) -> Geometry:
 
 @pytest.mark.parametrize("share", [1 / 2, 1 / 4])
 @pytest.mark.parametrize(
-    ("scheme", "support"), [("channel", 0), ("tucker", 0), ("spatial", 0), ("spatial", 4)]
+    ("scheme", "support"), [("channel", 0), ("tucker", 0), ("spatial", 0), ("crossed", 0), ("spatial", 4)]
 )
 def test_forms_have_nearly_the_weights_that_they_may(
     scheme: str, support: int, share: float
