@@ -82,6 +82,8 @@ class Crossed(Quadratic):
     start_steps = 24
     predicted_steps = 8
     conjugate_steps = 2
+    # what a kernel has in its middle alone, either half may take over: then rows of B are nearly the same
+    ridge = 1e-5
 
     def __init__(self, gram: Tensor, half: Tensor, inverse_half: Tensor, groups: Groups) -> None:
         self.groups = groups

@@ -169,6 +169,8 @@ class Quadratic:
     """Alternations where a form is only predicted."""
     conjugate_steps = 6
     """Of a step of V, where a form is fitted."""
+    ridge = RIDGE
+    """Of B G Bᵀ."""
 
     def __init__(self, gram: Tensor, half: Tensor, inverse_half: Tensor, groups: Groups) -> None:
         self.groups = groups
@@ -221,9 +223,22 @@ class Quadratic:
     def second_step(self, cross: Tensor, first: Tensor, products: Tensor) -> Second:
         """Best K for V, of any rank."""
         normal = self.seen(products, first).double()
-        root = torch.linalg.cholesky(regular((normal + normal.T) / 2)).to(first.dtype)
+        root = self._root_of((normal + normal.T) / 2).to(first.dtype)
         whitened = torch.linalg.solve_triangular(root, self.seen(cross, first).T, upper=False).T
         return Second(self, first, root, whitened, products)
+
+    def _root_of(self, normal: Tensor) -> Tensor:
+        """Cholesky factor of B G Bᵀ with as much of a ridge as its round-off needs."""
+        ridge = self.ridge
+        while ridge < 1.0:
+            root: Tensor
+            root, failed = torch.linalg.cholesky_ex(regular(normal, ridge))
+            if not int(failed):
+                return root
+            ridge *= 10
+        raise SolverError(
+            "the features of a layer's factors are not finite; calibrate with other images"
+        )
 
     def first_step(self, cross: Tensor, factors: Factors, products: Tensor, steps: int) -> Tensor:
         """Better V for K: conjugate gradients from the V at hand, which `HELD` ties it to."""
@@ -364,8 +379,8 @@ def orthonormal(first: Tensor) -> Tensor:
     return basis.mT.contiguous()
 
 
-def regular(matrix: Tensor) -> Tensor:
-    """Add `RIDGE` of the mean diagonal, so that round-off leaves a square matrix positive definite."""
+def regular(matrix: Tensor, share: float = RIDGE) -> Tensor:
+    """Add a share of the mean diagonal, so that round-off leaves a square matrix positive definite."""
     mean = float(matrix.diagonal().mean())
-    ridge = RIDGE * mean if mean > 0 else 1.0
+    ridge = share * mean if mean > 0 else 1.0
     return matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

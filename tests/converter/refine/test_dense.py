@@ -69,16 +69,20 @@ def branches(layer: Layer, scheme: str) -> Branches:
     outputs, channels, *kernel = layer.weight.shape
     axes = tuple(range(len(kernel)))
     ones = [1] * len(kernel)
-    support, sparse, factors = None, None, ()
+    support, sparse, chains = None, None, ()
     if scheme in ("sparse", "channel beside sparse"):
         support = np.arange(0, channels, 2, dtype=np.int64)
         sparse = values(outputs, len(support), *kernel)
-    if scheme in ("channel", "channel beside sparse") or (scheme == "spatial" and not kernel):
+    if scheme in ("channel", "channel beside sparse") or (scheme != "sparse" and not kernel):
         factors = (Factor(values(2, channels, *kernel), axes), Factor(values(outputs, 2, *ones)))
-    elif scheme == "spatial":
+        chains = (factors,)
+    elif scheme in ("spatial", "crossed"):
         first, second = values(2, channels, kernel[0], 1), values(outputs, 2, 1, kernel[1])
-        factors = (Factor(first, (0,)), Factor(second, (1,)))
-    return Branches(support, sparse, factors, values(outputs))
+        chains = ((Factor(first, (0,)), Factor(second, (1,))),)
+    if scheme == "crossed" and kernel:
+        first, second = values(3, channels, 1, kernel[1]), values(outputs, 3, kernel[0], 1)
+        chains = (*chains, (Factor(first, (1,)), Factor(second, (0,))))
+    return Branches(support, sparse, chains, values(outputs))
 
 
 def answers(model: onnx.ModelProto) -> NDArray[np.float32]:
@@ -88,7 +92,9 @@ def answers(model: onnx.ModelProto) -> NDArray[np.float32]:
     return found
 
 
-@pytest.mark.parametrize("scheme", ["sparse", "channel", "spatial", "channel beside sparse"])
+@pytest.mark.parametrize(
+    "scheme", ["sparse", "channel", "spatial", "crossed", "channel beside sparse"]
+)
 @pytest.mark.parametrize("patches", [1 << 12, 1 << 26], ids=["a few at a time", "all at once"])
 def test_it_computes_what_the_converted_one_does(
     scheme: str, patches: int, monkeypatch: pytest.MonkeyPatch

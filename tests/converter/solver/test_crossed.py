@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from converter.errors import SolverError
 from converter.solver import crossed as module
 from converter.solver.crossed import Crossed, CrossedFactors, Crossing, quadratic_of
 from converter.solver.quadratic import Factors, Quadratic, alternate
@@ -149,6 +150,27 @@ def test_a_sum_of_a_tall_and_a_wide_part_is_found() -> None:
     for half in (0, 1):  # at the same cost, one chain of twice the rank
         alone = quadratic_of(GRAM, *roots(OMEGA), module.Groups(CROSSING.columns[half]))
         assert left(alone, 2) > 0.05
+
+
+def test_halves_that_answer_the_same_are_fitted() -> None:
+    """A kernel with nothing but its middle: either half may have it, and B's rows are then the same."""
+    generator_ = generator(8)
+    patches = torch.randn(400, WIDTH, generator=generator_)
+    gram = patches.T @ patches / 400
+    middle = torch.zeros(ROWS, CHANNELS, SIDE, SIDE)
+    middle[:, :, 1, 1] = torch.randn(ROWS, CHANNELS, generator=generator_)
+    target = middle.reshape(ROWS, -1)
+    single = quadratic_of(gram, torch.eye(ROWS), torch.eye(ROWS), CROSSING)
+    first = single.start(target, CHANNELS)
+    factors = alternate(single, target @ gram, first, 4).factors()
+    missed = torch.linalg.vector_norm(factors.weight(CROSSING) - target)
+    assert missed < 1e-3 * torch.linalg.vector_norm(target)
+
+
+def test_patches_that_are_not_finite_are_refused(quadratic: Quadratic) -> None:
+    first = first_factors()
+    with pytest.raises(SolverError, match="not finite"):
+        quadratic.second_step(CROSS, first, quadratic.products(first) * float("nan"))
 
 
 def test_fewer_ranks_start_with_the_first_rows(quadratic: Quadratic) -> None:
