@@ -99,8 +99,8 @@ class Latency:
     predicted_ms : float
         What the plan had promised, relative to the original in the same runs.
     pace : float or None
-        Where that is off by more than a tenth: how many times as fast the plan, with random weights, read
-        then as when it was made, relative to the original. The machine does what is small at another pace.
+        Where that is off by more than a tenth and the machine's pace has changed by as much: how many times
+        as fast the plan, with random weights, read then as when it was made, relative to the original.
     """
 
     provider: str

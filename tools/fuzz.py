@@ -4,7 +4,7 @@
 
 Hypothesis draws the graphs (`tools.random_graphs`) in blocks that each have a seed of their own, so that an
 interrupted run goes on and a failure can be drawn again. Of each graph it is checked that the passes, and all
-layers replaced by branches that equal them (three schemes in turns, four ways), leave every output what it
+layers replaced by branches that equal them (four schemes in turns, four ways), leave every output what it
 was to round-off, under onnxruntime with and without its own optimiser. Some of the graphs are converted
 whole and examined as in `tools.real_graphs`, but for its error: weights of full rank have no small ones. The
 smallest graph that fails is kept beside the figures.

@@ -243,7 +243,7 @@ def _form(geometry: Geometry, scheme: str, support: int, share: float) -> Form |
     """Largest form beside a support whose weights are at most a share of the layer's; None if none."""
     outputs, channels, taps = geometry.outputs, geometry.channels, geometry.taps
     left = share * outputs * geometry.columns - support * outputs * taps
-    if not SCHEMES[scheme].ranks(geometry):
+    if scheme == "crossed" and not SCHEMES[scheme].ranks(geometry):
         return None
     if scheme != "tucker":
         rank = int(left / SCHEMES[scheme].cost(geometry, (1,))[1])

@@ -282,6 +282,8 @@ class Teacher:
         if settings.refit < 1:
             status = training.run("recover", checkpoint, key, progress)
         self._lessons = lessons
+        if training.asked_in != training.precision:
+            notes += (f"the original answered in {training.asked_in}, where it is clearly faster",)
 
         trained = training.networks.written(training.best)
         after = judge.judge(trained)

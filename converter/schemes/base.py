@@ -1,4 +1,4 @@
-"""The interface that every scheme implements: cost, fit and subgraph of one way to write L."""
+"""The interface that every scheme implements: cost, fit and chains of one way to write L."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = [
 
 
 LONG_PATCH = 2304
-"""On layers with longer patches the dearest forms are not offered: predicting them took more than a third of
-the time of all forms, and they save a third of the weights at most."""
+"""On layers with longer patches the dearest forms are not offered, and `crossed` is not at all: predicting
+the former took more than a third of the time of all forms, and they save a third of the weights at most."""
 
 
 @dataclass(frozen=True)

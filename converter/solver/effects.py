@@ -149,7 +149,7 @@ def _beside(
     chosen = strongest(missed, gram, quadratic.half, moments.taps, support)
     kept = Support(gram, moments.taps, chosen)
     beside = quadratic.within(kept.beside(gram))
-    start = beside.start(weight, len(alone.first))
+    start = beside.start(weight, alone.first.shape[-2])
     cross = beside.grouped(kept.unreached(dense))
     low = _predicted(beside, cross, start, limit).factors(limit)
     return Parts(low, kept, kept.step(dense, low.weight(beside.groups)))

@@ -144,8 +144,8 @@ def polish_shared(
     Returns
     -------
     Solution
-        The best iterate by the error on unseen patches; its factors are V (r, d) and K (N, T, r), or
-        V (r₁, d), core (r₂, T, r₁) and outer (N, r₂).
+        The best iterate by the error on unseen patches; its factors are V (r, d) and K (N, T, r), those of
+        both halves of `crossed`, or V (r₁, d), core (r₂, T, r₁) and outer (N, r₂).
     """
     fit = _Fit(problem, groups)
     quadratic = fit.quadratic

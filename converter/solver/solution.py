@@ -43,7 +43,7 @@ class Solution:
         S on these channels; k is the number of kernel taps.
     factors : tuple of Tensor
         L, the factor that reads the input first; what their shapes mean is up to the scheme. Of
-        `channel`: (r, D) and (N, r), whose product is L; r is 0 without L.
+        `channel`: (r, D) and (N, r), whose product is L; r is 0 without L. Several chains follow each other.
     bias : Tensor of shape (N,)
     fitted, unseen : float
         Relative squared error after the activation, in the problem's metric, on the patches of
@@ -80,7 +80,7 @@ class Solution:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Ranks of L of one chain: the width between each factor and the next; (0,) without L."""
+        """Ranks of L where it is one chain: the width between each factor and the next; (0,) without L."""
         return tuple(len(factor) for factor in self.factors[:-1])
 
     def weight(self, channels: int) -> Tensor:

@@ -163,9 +163,9 @@ def test_predicted_effects_are_close_to_those_of_the_fits(recorded: Recorded) ->
     """One linear step against a whole fit through the ReLU, on the same unseen patches."""
     unseen = np.arange(IMAGES) % 8 == 7
     wanted = answers(recorded.model, recorded.images[unseen])
-    forms = (Form("spatial", (6,)), Form("channel", (6,)))
+    forms = (Form("spatial", (6,)), Form("crossed", (3,)), Form("channel", (6,)))
     offered = [each for each in predict(recorded.task()) if each.form in forms]
-    assert len(offered) == 2
+    assert len(offered) == 3
     for candidate in offered:
         branches = branches_of(recorded.geometry, candidate.form, fitted(recorded, candidate.form))
         found = answers(replaced(recorded, branches), recorded.images[unseen])

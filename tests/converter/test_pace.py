@@ -190,6 +190,26 @@ def test_what_whole_plans_read_corrects_what_their_layers_add_up_to(
     assert timed.predicted_ms(half) == pytest.approx(timed.model.original_ms / 1.5**0.5)
 
 
+def test_of_plans_that_are_nearly_as_good_the_fastest_is_taken(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = paced(prepared, 1e-6)
+    kept, *forms = plain.candidates[FIRST]
+    good = min((one for one in forms if one.macs < kept.macs / 2), key=lambda one: one.effect)
+    # as good but for 2 % and half the time; as fast again but for 20 %
+    alike = dataclasses.replace(
+        good, effect=1.02 * good.effect, ms=0.25, form=Form("tucker", (5, 5))
+    )
+    dear = dataclasses.replace(good, effect=1.2 * good.effect, ms=0.1, form=Form("tucker", (6, 6)))
+    slow = dataclasses.replace(good, ms=0.5)
+    rest = {SECOND: plain.candidates[SECOND][:1]}
+    timed = dataclasses.replace(plain, candidates={FIRST: (kept, slow, alike, dear), **rest})
+    clock(monkeypatch, [1.5])
+    most = prepared.cost.macs - kept.macs + good.macs
+    choice = plan(prepared, timed, Budget(macs=prepared.cost.macs / most))
+    assert choice.chosen[FIRST] == alike
+
+
 def test_a_speedup_beyond_the_cheapest_forms_is_refused_with_what_can_be_reached(
     prepared: Prepared,
 ) -> None:
@@ -299,6 +319,46 @@ def test_of_several_plans_the_one_most_like_the_result_is_read_again(
     clock(monkeypatch, [3.3, 3.0])
     _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
     assert latency.pace == pytest.approx(1.5)
+
+
+def test_the_last_reading_of_a_plan_is_the_one_that_counts(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    timed.tried.extend([module.Tried(chosen, 5.4), module.Tried(chosen, 9.0)])
+    clock(monkeypatch, [5.4])
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    assert latency.off == pytest.approx(5.4 / 9 - 1)
+    assert latency.pace == pytest.approx(5.4 / 9)
+    assert latency.off_at_pace == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("again", [2.0, 2.15, 1.85])
+def test_a_wrong_prediction_at_the_same_pace_stays_one(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, again: float
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    timed.tried.append(module.Tried(chosen, 2.0))
+    asked = clock(monkeypatch, [3.3, again])
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    assert len(asked) == 2
+    assert latency.pace is None
+    assert latency.off_at_pace == latency.off == pytest.approx(3.3 / 2 - 1)
+
+
+def test_a_plan_unlike_the_result_tells_nothing_of_the_pace(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    kept = {name: each[0] for name, each in timed.candidates.items()}
+    timed.tried.append(module.Tried({**kept, FIRST: chosen[FIRST]}, 1.2))
+    asked = clock(monkeypatch, [9.9])
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    assert len(asked) == 1
+    assert latency.pace is None
 
 
 def test_real_clocks_give_every_offered_candidate_its_milliseconds(

@@ -192,6 +192,30 @@ def test_any_factor_may_take_over_any_axis(
     assert ops(changed) == [*["Conv"] * len(axes), "Relu"]
 
 
+def test_chains_are_added_and_the_first_has_the_bias() -> None:
+    model = build(
+        "h = Conv<pads = [1, 1, 1, 1]>(x, w, b) y = Relu(h)",
+        {"w": random(16, 8, 3, 3), "b": random(16, seed=2)},
+        x=(1, 8, 6, 6),
+    )
+    down, across = random(8, 8, 3, 1), random(16, 8, 1, 3)
+    chains = (
+        chain(down, across, axes=((0,), (1,))),
+        chain(down.swapaxes(2, 3), across.swapaxes(2, 3), axes=((1,), (0,))),
+    )
+    changed, results = split(model, lambda layer: Branches(chains=chains, bias=layer.bias))
+    convs = {
+        n.name.rpartition("Conv/")[2] or n.name: n
+        for n in changed.graph.node
+        if n.op_type == "Conv"
+    }
+    assert [len(node.input) for node in convs.values()] == [2, 3, 2, 2]
+    assert sum("chain2/" in name for name in convs) == 2
+    assert ops(changed) == ["Conv", "Conv", "Conv", "Conv", "Add", "Relu"]
+    said = " ".join(change.what for result in results for change in result.changes)
+    assert "factors of rank 8 and factors of rank 8" in said
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("opset", [7, 11, 17])
 @pytest.mark.parametrize("bias", [None, (), (1,), (6,), (1, 6)])
@@ -444,6 +468,7 @@ PAIR = chain(np.ones((2, 3)), np.ones((4, 2)))
         ({"chains": (PAIR,), "bias": np.ones(5)}, "differ in their outputs"),
         ({"chains": (PAIR,), "bias": np.ones((4, 1))}, "not a vector"),
         ({"chains": (PAIR,), "bias": np.full(4, np.nan)}, "not finite"),
+        ({"chains": (PAIR, PAIR)}, "only a Conv may have several chains"),
         ({"chains": (PAIR,), "select": "conv"}, "nothing selects channels by 'conv' here"),
         ({"chains": (PAIR,), "select": "slice"}, "nothing selects channels by 'slice' here"),
         (

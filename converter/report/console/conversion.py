@@ -102,8 +102,8 @@ def _latency_lines(latency: Latency | None) -> Iterator[str]:
         yield f"predicted   {predicted}"
         return
     yield (
-        f"predicted   {predicted}; the same plan reads {latency.pace:.2f} times its speed of then, and at "
-        f"this pace it is off by {100 * latency.off_at_pace:+.0f} %"
+        f"predicted   {predicted}; the plan, timed again, reads {latency.pace:.2f} times its speed of then, "
+        f"and at this pace it is off by {100 * latency.off_at_pace:+.0f} %"
     )
 
 

@@ -157,6 +157,6 @@ def _beside(run: Record, done: Sequence[object]) -> str:
         return f"{said}."
     left = run.record("latency").number("off_at_pace") or 0.0
     return (
-        f"{said}: the same plan read {pace:.2f} times its speed of the planning, and at that pace it was off "
-        f"by {100 * left:+.0f} %."
+        f"{said}: the plan, timed again, read {pace:.2f} times its speed of the planning, and at that pace "
+        f"it was off by {100 * left:+.0f} %."
     )

@@ -203,6 +203,12 @@ def test_schemes_apply_where_their_convs_differ_from_the_layer(case: Case) -> No
     assert SCHEMES["channel"].ranks(geometry)
 
 
+def test_crossed_is_for_patches_that_are_not_long() -> None:
+    for channels, offered in ((256, True), (257, False)):
+        geometry = Geometry("Conv", 64, channels, (3, 3), (4, 4), (4, 4), bias=True)
+        assert bool(SCHEMES["crossed"].ranks(geometry)) == offered
+
+
 @EACH_CASE
 def test_supports_leave_channels_out(case: Case) -> None:
     _, geometry = layer_of(case)

@@ -13,7 +13,7 @@ from torch import Tensor
 from converter.errors import SolverError
 from converter.solver import crossed as module
 from converter.solver.crossed import Crossed, CrossedFactors, Crossing, quadratic_of
-from converter.solver.quadratic import Factors, Quadratic, alternate
+from converter.solver.quadratic import Quadratic, alternate
 from tests.converter.solver.conftest import SPATIAL, generator, positive, roots
 
 ROWS, CHANNELS, SIDE, RANK = 6, 3, 3, 2
@@ -176,4 +176,5 @@ def test_patches_that_are_not_finite_are_refused(quadratic: Quadratic) -> None:
 def test_fewer_ranks_start_with_the_first_rows(quadratic: Quadratic) -> None:
     first = first_factors()
     torch.testing.assert_close(quadratic.leading(first, 1), first[:, :1])
-    assert isinstance(quadratic.factors(first, torch.zeros(ROWS, 2 * SIDE * RANK)), Factors)
+    found = quadratic.factors(first, torch.zeros(ROWS, 2 * SIDE * RANK))
+    assert isinstance(found, CrossedFactors)

@@ -63,8 +63,8 @@ def test_a_prediction_at_another_pace() -> None:
         replace(CONVERSION, latency=replace(TIMED, predicted_ms=6.576, pace=1.5)), (), console
     )
     assert line_with(stream.getvalue(), "predicted") == (
-        "predicted   6.58 ms, off by +60 %; the same plan reads 1.50 times its speed of then, and at this "
-        "pace it is off by +7 %"
+        "predicted   6.58 ms, off by +60 %; the plan, timed again, reads 1.50 times its speed of then, and "
+        "at this pace it is off by +7 %"
     )
 
 

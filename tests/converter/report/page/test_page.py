@@ -145,8 +145,8 @@ def test_a_prediction_at_another_pace_is_told_from_a_wrong_one(run: Report) -> N
     run["latency"].update(off=0.68, pace=1.66, off_at_pace=0.012)
     words = Document(render_page(run)).text
     assert (
-        "The predicted latency of the result was off by +68 %: the same plan read 1.66 times its speed of "
-        "the planning, and at that pace it was off by +1 %."
+        "The predicted latency of the result was off by +68 %: the plan, timed again, read 1.66 times its "
+        "speed of the planning, and at that pace it was off by +1 %."
     ) in words
 
 
