@@ -52,11 +52,6 @@ ENOUGH = 1.05
 """A plan that is faster than asked by more than this is made again with more time."""
 STEP = 1.05
 """By how much more a plan must promise after one that was slower than the original."""
-ALIKE = 1.05
-"""Of the plans for a budget that is not in time, the fastest is taken of those with at most so many times the
-least predicted effect, which is known no better: a ResNet-20 has many that differ in time by a tenth."""
-HALVINGS = 6
-"""Of the time in which that one is looked for."""
 DEARER = 1.5
 """How many times the effect of the best plan within a budget one that promises more may have. Where work goes
 slowly from core to core, a ResNet-20 at half its MACs was no slower only at twice the error."""
@@ -292,8 +287,7 @@ def _in_time(
 
 def _not_slower(prepared: Prepared, paced: Paced, limits: Sequence[Limit]) -> Choice:
     """Meet a budget that is not in time, by a plan no slower than the original where one costs little."""
-    best = choose(paced.candidates, limits)
-    choice = best = _faster_alike(paced, limits, best)
+    choice = best = choose(paced.candidates, limits)
     for _ in range(TRIALS):
         if _tried(prepared, paced, {"plan": choice})["plan"] >= 1.0:
             return choice
@@ -306,27 +300,6 @@ def _not_slower(prepared: Prepared, paced: Paced, limits: Sequence[Limit]) -> Ch
         if choice.effect > DEARER * best.effect:
             break
     return best
-
-
-def _faster_alike(paced: Paced, limits: Sequence[Limit], best: Choice) -> Choice:
-    """Give the fastest of the plans within some limits that are predicted to be nearly as good as `best`."""
-    rest = paced.model.rest_ms
-    found, slow, fast = best, best.totals["ms"], 0.0
-    for _ in range(HALVINGS):
-        middle = (slow + fast) / 2
-        speedup = paced.model.original_ms / max(rest + middle, LEAST_MS)
-        try:
-            faster = choose(
-                paced.candidates, [*limits, _time_limit(paced, speedup, "faster", factor=True)]
-            )
-        except ConfigError:
-            fast = middle
-            continue
-        if faster.effect > ALIKE * best.effect:
-            fast = middle
-        else:
-            found, slow = faster, faster.totals["ms"]
-    return found
 
 
 def _time_limit(paced: Paced, speedup: float, option: str, *, factor: bool) -> Limit:

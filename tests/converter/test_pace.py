@@ -190,26 +190,6 @@ def test_what_whole_plans_read_corrects_what_their_layers_add_up_to(
     assert timed.predicted_ms(half) == pytest.approx(timed.model.original_ms / 1.5**0.5)
 
 
-def test_of_plans_that_are_nearly_as_good_the_fastest_is_taken(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = paced(prepared, 1e-6)
-    kept, *forms = plain.candidates[FIRST]
-    good = min((one for one in forms if one.macs < kept.macs / 2), key=lambda one: one.effect)
-    # as good but for 2 % and half the time; as fast again but for 20 %
-    alike = dataclasses.replace(
-        good, effect=1.02 * good.effect, ms=0.25, form=Form("tucker", (5, 5))
-    )
-    dear = dataclasses.replace(good, effect=1.2 * good.effect, ms=0.1, form=Form("tucker", (6, 6)))
-    slow = dataclasses.replace(good, ms=0.5)
-    rest = {SECOND: plain.candidates[SECOND][:1]}
-    timed = dataclasses.replace(plain, candidates={FIRST: (kept, slow, alike, dear), **rest})
-    clock(monkeypatch, [1.5])
-    most = prepared.cost.macs - kept.macs + good.macs
-    choice = plan(prepared, timed, Budget(macs=prepared.cost.macs / most))
-    assert choice.chosen[FIRST] == alike
-
-
 def test_a_speedup_beyond_the_cheapest_forms_is_refused_with_what_can_be_reached(
     prepared: Prepared,
 ) -> None:
