@@ -3,8 +3,8 @@
     x → Conv kh×1, C→r → Conv 1×kw, r→N ┐
     x → Conv 1×kw, C→r → Conv kh×1, r→N ┴ Add
 
-2r(C + N)·k weights. At the cost of `spatial`, which has twice the rank in one chain, it leaves some fifth
-less of the error of a layer (docs/objectives.md): what is thin along one axis is not along the other.
+2r(C + N)·k weights. At the cost of `spatial`, which has twice the rank in one chain, it left 16 to 38 %
+less of a layer's error (docs/objectives.md): what is thin along one axis is not along the other.
 """
 
 from __future__ import annotations
