@@ -9,6 +9,7 @@ less of a layer's error (docs/objectives.md): what is thin along one axis is not
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from converter.schemes.base import LONG_PATCH, spread, usable_ranks
 from converter.schemes.form import Geometry
 from converter.schemes.shared import SharedFactor
+from converter.schemes.spatial import Spatial, chain_along
 from passes.split import Factor
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ __all__ = ["Crossed"]
 
 ANCHORS = (1 / 24, 1 / 12, 1 / 6, 1 / 3, 1 / 2, 3 / 4)
 """Fractions of the rank that saves nothing, whose effect is measured."""
+_HALF = Spatial()
 
 
 class Crossed(SharedFactor):
@@ -54,14 +57,12 @@ class Crossed(SharedFactor):
         return (geometry.outputs * geometry.columns - 1) // each
 
     def cost(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[float, float]:
-        """Count the first Conv of each half where its axis alone has strides and borders."""
-        side = geometry.kernel[0]
-        first = ranks[0] * geometry.channels * side
-        second = ranks[0] * geometry.outputs * side
-        (high, wide), (high_out, wide_out) = geometry.in_shape, geometry.out_shape
-        between = geometry.fold * (high_out * wide + high * wide_out)
-        macs = first * between + 2 * second * geometry.positions
-        return float(macs), float(2 * (first + second))
+        """Count both halves; the second is `spatial` on the image turned on its side."""
+        turned = dataclasses.replace(
+            geometry, in_shape=geometry.in_shape[::-1], out_shape=geometry.out_shape[::-1]
+        )
+        halves = [_HALF.cost(each, ranks) for each in (geometry, turned)]
+        return sum(macs for macs, _ in halves), sum(params for _, params in halves)
 
     def groups(self, geometry: Geometry, device: str) -> Groups:
         """One group for each column of the kernel in one half, for each row in the other: (2, k, C·k)."""
@@ -77,23 +78,10 @@ class Crossed(SharedFactor):
 
     def shapes(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """V (r, C·k) and K (N, k, r) of each half."""
-        side = geometry.kernel[0]
-        half = (ranks[0], geometry.channels * side), (geometry.outputs, side, ranks[0])
-        return (*half, *half)
+        return _HALF.shapes(geometry, ranks) * 2
 
     def chains(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
     ) -> tuple[tuple[Factor, ...], ...]:
         """From V (r, C·k) and K (N, k, r) of each half: Convs k×1 and 1×k, and Convs 1×k and k×1."""
-        found = []
-        for axis in (0, 1):
-            first, second = factors[2 * axis : 2 * axis + 2]
-            down = first.reshape(len(first), geometry.channels, -1)
-            up = np.ascontiguousarray(second.transpose(0, 2, 1))
-            found.append(
-                (
-                    Factor(np.expand_dims(down, 3 - axis), (axis,)),
-                    Factor(np.expand_dims(up, 2 + axis), (1 - axis,)),
-                )
-            )
-        return tuple(found)
+        return chain_along(0, geometry, *factors[:2]), chain_along(1, geometry, *factors[2:])

@@ -26,6 +26,7 @@ from converter.progress import SILENT
 from converter.realisation import rewritten
 from converter.runtime import model_inputs
 from converter.schemes import KEEP, Candidate, Form
+from passes.split import Branches
 
 FIRST, SECOND = "first", "second"
 
@@ -84,7 +85,7 @@ def paced(prepared: Prepared, ms_per_mac: float, rest_ms: float = 0.0) -> Paced:
         name: {KEEP.family: (np.array([each[0].macs]), np.array([each[0].ms]))}
         for name, each in candidates.items()
     }
-    model = LatencyModel(rest_ms, curves, ())  # type: ignore[arg-type]
+    model = LatencyModel(rest_ms, curves, ())
     return Paced(Target(Runtime(threads=1)), {}, model, candidates)
 
 
@@ -206,7 +207,9 @@ def test_a_latency_is_compared_with_what_the_original_takes(
     assert timed.added_up(choice.chosen) >= 2.5
 
 
-def finished(prepared: Prepared) -> tuple[dict[str, Candidate], dict[str, object], onnx.ModelProto]:
+def finished(
+    prepared: Prepared,
+) -> tuple[dict[str, Candidate], dict[str, Branches], onnx.ModelProto]:
     """A plan that replaces both layers, its branches, and the model."""
     chosen = {
         name: next(one for one in each if one.form.scheme == "channel")
@@ -215,7 +218,7 @@ def finished(prepared: Prepared) -> tuple[dict[str, Candidate], dict[str, object
     branches = {
         name: branches_of_form(prepared.geometries[name], one.form) for name, one in chosen.items()
     }
-    return chosen, branches, rewritten(prepared, branches)  # type: ignore[return-value]
+    return chosen, branches, rewritten(prepared, branches)
 
 
 def test_a_model_that_is_faster_stays_whole(
@@ -223,7 +226,7 @@ def test_a_model_that_is_faster_stays_whole(
 ) -> None:
     chosen, branches, model = finished(prepared)
     clock(monkeypatch, [1.2])
-    kept, left, latency = never_slower(prepared, paced(prepared, 1e-6), chosen, branches, model)  # type: ignore[arg-type]
+    kept, left, latency = never_slower(prepared, paced(prepared, 1e-6), chosen, branches, model)
     assert kept is model
     assert set(left) == {FIRST, SECOND}
     assert latency.speedup == 1.2
@@ -234,10 +237,10 @@ def test_layers_that_do_not_pay_are_put_back_first(
 ) -> None:
     chosen, branches, model = finished(prepared)
     timed = paced(prepared, 1e-6)
-    slow = dataclasses.replace(chosen[FIRST], ms=timed.candidates[FIRST][0].ms + 1.0)  # type: ignore[operator]
+    slow = dataclasses.replace(chosen[FIRST], ms=(timed.candidates[FIRST][0].ms or 0.0) + 1.0)
     fast = dataclasses.replace(chosen[SECOND], ms=0.0)
     clock(monkeypatch, [*[0.9] * READINGS, 1.1])
-    kept, left, _ = never_slower(prepared, timed, {FIRST: slow, SECOND: fast}, branches, model)  # type: ignore[arg-type]
+    kept, left, _ = never_slower(prepared, timed, {FIRST: slow, SECOND: fast}, branches, model)
     assert set(left) == {SECOND}
     assert kept is not None
     outputs = {name for node in kept.graph.node for name in node.output}
@@ -250,7 +253,7 @@ def test_where_nothing_pays_the_original_is_what_is_left(
 ) -> None:
     chosen, branches, model = finished(prepared)
     clock(monkeypatch, [0.8])
-    kept, left, latency = never_slower(prepared, paced(prepared, 1e-6), chosen, branches, model)  # type: ignore[arg-type]
+    kept, left, latency = never_slower(prepared, paced(prepared, 1e-6), chosen, branches, model)
     assert kept is None
     assert left == {}
     assert latency.speedup == 1.0
@@ -265,7 +268,7 @@ def test_a_prediction_that_is_far_off_is_read_into(
     # the plan read twice the speed when it was made; the model then reads 3.3, and the plan again 3
     asked = clock(monkeypatch, [2.0, 3.3, 3.0])
     module._tried(prepared, timed, {"plan": tried})
-    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)
     assert len(asked) == 3
     assert latency.off == pytest.approx(3.3 / 2 - 1)
     assert latency.pace == pytest.approx(1.5)
@@ -280,7 +283,7 @@ def test_a_prediction_that_holds_is_not_read_into(
     timed = paced(prepared, 1e-6)
     asked = clock(monkeypatch, [2.0, 2.1])
     module._tried(prepared, timed, {"plan": Choice(chosen, effect=0.0, totals={}, gap=0.0)})
-    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)
     assert len(asked) == 2
     assert latency.pace is None
     assert latency.off_at_pace == latency.off == pytest.approx(0.05)
@@ -297,7 +300,7 @@ def test_of_several_plans_the_one_most_like_the_result_is_read_again(
     )
     timed.tried.append(module.Tried({**kept, SECOND: chosen[SECOND]}, 1.25))
     clock(monkeypatch, [3.3, 3.0])
-    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)
     assert latency.pace == pytest.approx(1.5)
 
 
@@ -308,7 +311,7 @@ def test_the_last_reading_of_a_plan_is_the_one_that_counts(
     timed = paced(prepared, 1e-6)
     timed.tried.extend([module.Tried(chosen, 5.4), module.Tried(chosen, 9.0)])
     clock(monkeypatch, [5.4])
-    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)
     assert latency.off == pytest.approx(5.4 / 9 - 1)
     assert latency.pace == pytest.approx(5.4 / 9)
     assert latency.off_at_pace == pytest.approx(0.0)
@@ -322,7 +325,7 @@ def test_a_wrong_prediction_at_the_same_pace_stays_one(
     timed = paced(prepared, 1e-6)
     timed.tried.append(module.Tried(chosen, 2.0))
     asked = clock(monkeypatch, [3.3, again])
-    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)
     assert len(asked) == 2
     assert latency.pace is None
     assert latency.off_at_pace == latency.off == pytest.approx(3.3 / 2 - 1)
@@ -336,7 +339,7 @@ def test_a_plan_unlike_the_result_tells_nothing_of_the_pace(
     kept = {name: each[0] for name, each in timed.candidates.items()}
     timed.tried.append(module.Tried({**kept, FIRST: chosen[FIRST]}, 1.2))
     asked = clock(monkeypatch, [9.9])
-    _, _, latency = never_slower(prepared, timed, chosen, branches, model)  # type: ignore[arg-type]
+    _, _, latency = never_slower(prepared, timed, chosen, branches, model)
     assert len(asked) == 1
     assert latency.pace is None
 
