@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 import converter
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet
-from converter.config import Budget, Preprocessing
+from converter.config import Budget, Preprocessing, QuantizationSettings
 from converter.model_file import load_model, save_model, write_text_atomically
 from converter.planner.cost import count_cost
 from converter.preparation import normalised
@@ -200,8 +200,6 @@ def _methods(chosen: Sequence[str] | None) -> list[str]:
     if unknown:
         sys.exit(f"there is no method {unknown[0]}; choose of {', '.join(METHODS)}")
     wanted = set(chosen or METHODS)
-    if "stacked" in wanted:
-        wanted.add("twofold")  # whose model it quantizes
     names = [name for name in METHODS if name in wanted]
     for name in names:
         package = METHODS[name].package
@@ -511,19 +509,20 @@ def _int8(case: Case, out: Path) -> str:
 
 
 def _stacked(case: Case, out: Path) -> str:
-    quantized = converter.quantize(
+    converted = converter.convert(
         case.model,
-        case.made_by("twofold"),
         case.calib,
         out,
+        Budget(macs=case.macs),
         preprocessing=case.preprocessing,
-        timing=False,  # the row times it
+        quantization=QuantizationSettings(),
     )
-    left = sum(len(each.layers) for each in quantized.left)
-    return (
-        f"Twofold's row, then {quantized.types}, {quantized.ranges}, {left} of {quantized.layers} "
-        "layers in float"
-    )
+    found = converted.quantization
+    assert found is not None, "it was asked for"
+    if not found["shipped"]:
+        return f"left in float: {'; '.join(found['notes'])}"
+    left = sum(len(each["layers"]) for each in found["left"])
+    return f"{found['types']}, {found['ranges']}, {left} of {found['layers']} layers in float"
 
 
 METHODS = {
@@ -550,7 +549,7 @@ is retrained. Each result is compared with the original by `converter.validate`.
 - Machine: {processor}, {cores} cores; {packages}.
 - Top-1 on the validation images, with the standard error of the paired difference. Speed-up: the
   median ratio of interleaved runs, with its 95 % interval. Seconds: from the original to the written
-  model, with the search for the setting; for int8 of Twofold's model those of the quantization alone.
+  model, with the search for the setting.
 - Plain SVD (a Conv to few channels, then 1×1) and plain spatial SVD (kh×1, then 1×kw) look at the weights
   alone. Shares are even: all layers but the first and the last are cut to the same share of their MACs,
   the largest that meets the budget; ranks are not rounded to what a processor likes.
@@ -561,8 +560,8 @@ is retrained. Each result is compared with the original by `converter.validate`.
   budget. MACs far from it are the nearest there are: onnxsim leaves what it cannot prove safe to cut
   (in 0.8.1 its Wanda pruning leaves every layer before a MaxPool). Wanda's scores come from all images.
 - `quantize_static` (after `quant_pre_process`) keeps all MACs and makes each of them cheaper. So no budget
-  applies to it, and it can follow on the others: Twofold's `--int8` does, with types, ranges and layers in
-  float chosen by measured error.
+  applies to it, and it can follow on the others: Twofold's `--int8` converts to forms that suit 8 bits and
+  then quantizes, with types, ranges and layers in float chosen by measured error.
 """
 
 

@@ -149,15 +149,97 @@ def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
     assert timed.added_up(choice.chosen) < 2
 
 
-def test_a_plan_within_macs_that_reads_slower_must_promise_more(
+# Budgets that are not in time -------------------------------------------------------------------------
+
+SMALL, SLOW = Form("channel", (1,)), Form("crossed", (1,))
+"""Made-up forms of the first layer, both of half its MACs."""
+
+
+def offered(prepared: Prepared, small: tuple[float, float], slow: tuple[float, float]) -> Paced:
+    """One layer of 1 ms as it is; effect and ms of two forms of half the MACs, the second of least effect."""
+    timed = paced(prepared, 0.0)
+    kept = dataclasses.replace(timed.candidates[FIRST][0], ms=1.0)
+    half = dataclasses.replace(kept, macs=kept.macs / 2, params=kept.params / 2)
+    forms = [
+        dataclasses.replace(half, form=form, effect=effect, ms=ms)
+        for form, (effect, ms) in ((SMALL, small), (SLOW, slow))
+    ]
+    second = dataclasses.replace(timed.candidates[SECOND][0], ms=0.0)
+    curves = {FIRST: {KEEP.family: (np.array([kept.macs]), np.array([1.0]))}}
+    return dataclasses.replace(
+        timed,
+        model=LatencyModel(0.0, curves, ()),
+        candidates={FIRST: (kept, *forms), SECOND: (second,)},
+    )
+
+
+def half_of(prepared: Prepared) -> Budget:
+    """A budget that one of these forms meets, and the layer as it is does not."""
+    macs = prepared.candidates[FIRST][0].macs
+    return Budget(macs=prepared.cost.macs / (prepared.cost.macs - macs / 2))
+
+
+def test_a_plan_as_fast_as_its_macs_let_hope_is_tried_once(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed = paced(prepared, 1e-6)
-    asked = clock(monkeypatch, [0.9, 1.0])
-    choice = plan(prepared, timed, Budget(macs=1.2))
+    budget = half_of(prepared)
+    assert budget.macs is not None
+    asked = clock(monkeypatch, [budget.macs**0.5])
+    timed = offered(prepared, (0.011, 0.5), (0.010, 0.9))
+    assert plan(prepared, timed, budget).chosen[FIRST].form == SLOW
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("effect", "ms", "taken"),
+    [
+        # 1.05 times the outputs' error for 0.95 of the time is about even; a little more is not worth it
+        (0.0111, 0.94, SLOW),
+        (0.0110, 0.93, SMALL),
+        (0.0149, 0.5, SMALL),
+        # and beyond 1.5 times the effect nothing is
+        (0.0151, 0.1, SLOW),
+    ],
+)
+def test_speed_that_was_not_asked_for_is_bought_where_it_costs_less_than_it_is_worth(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, effect: float, ms: float, taken: Form
+) -> None:
+    clock(monkeypatch, [1.0, 1.05])
+    timed = offered(prepared, (effect, ms), (0.010, 0.99))
+    assert plan(prepared, timed, half_of(prepared)).chosen[FIRST].form == taken
+
+
+def test_a_plan_that_reads_slower_gives_way_to_one_that_is_not_up_to_a_half_more_effect(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # by what it gains alone the faster form is not worth its effect
+    clock(monkeypatch, [0.95, 1.02])
+    timed = offered(prepared, (0.0149, 0.94), (0.010, 1.0))
+    assert plan(prepared, timed, half_of(prepared)).chosen[FIRST].form == SMALL
+    clock(monkeypatch, [1.0, 1.02])
+    assert plan(prepared, timed, half_of(prepared)).chosen[FIRST].form == SLOW
+
+
+def test_of_plans_that_are_not_as_fast_as_hoped_the_fastest_reading_counts(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was promised to be faster and is not stays away."""
+    asked = clock(monkeypatch, [1.05, 1.04])
+    timed = offered(prepared, (0.011, 0.5), (0.010, 0.9))
+    assert plan(prepared, timed, half_of(prepared)).chosen[FIRST].form == SLOW
     assert len(asked) == 2
-    free = plan(prepared, timed, Budget(macs=1.2))
-    assert timed.added_up(choice.chosen) > timed.added_up(free.chosen)
+
+
+def test_a_budget_in_weights_promises_no_speed_but_that_it_is_not_lower(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = clock(monkeypatch, [1.0])
+    timed = offered(prepared, (0.0101, 0.1), (0.010, 0.9))
+    params = prepared.cost.params / (
+        prepared.cost.params - prepared.candidates[FIRST][0].params / 2
+    )
+    assert plan(prepared, timed, Budget(params=params)).chosen[FIRST].form == SLOW
+    assert len(asked) == 1
 
 
 def test_a_plan_that_reads_slower_is_kept_where_faster_ones_lose_far_more(

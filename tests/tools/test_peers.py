@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
+import converter
 from converter.planner.cost import count_cost
 from tools import peers
 from tools.peers import METHODS, Case, Row, main, page
@@ -143,12 +145,16 @@ def test_a_pair_that_is_cut_keeps_the_largest_singular_values() -> None:
     assert left == pytest.approx(np.linalg.norm(values[2:]), rel=1e-4)
 
 
-def test_int8_keeps_the_macs_and_stacks_on_twofold(tiny: Path, tmp_path: Path) -> None:
-    rows = run(tiny, tmp_path, "int8", "stacked")
-    assert list(rows) == ["twofold", "int8", "stacked"]  # what is quantized comes first
+def test_int8_keeps_the_macs_and_stacks_on_what_twofold_converts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # by the clock, so small a network is best left alone
+    monkeypatch.setattr(converter, "convert", partial(converter.convert, timing=False))
+    rows = run(tiny, tmp_path, "twofold", "int8", "stacked")
     assert rows["twofold"].setting.endswith("of 4 layers replaced")
     assert rows["int8"].macs == 1.0
-    assert rows["stacked"].macs == rows["twofold"].macs
+    assert rows["stacked"].macs >= BUDGET
+    assert " layers in float" in rows["stacked"].setting
     for method in ("int8", "stacked"):
         assert "QuantizeLinear" in {node.op_type for node in made(tmp_path, method).graph.node}
 
