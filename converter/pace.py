@@ -55,10 +55,12 @@ STEP = 1.05
 HOPED = 0.5
 """Power of a factor on the MACs that a plan for it is hoped to be faster by: a quarter is to give twice the
 speed. Large layers give more; small ones can be slower in a form of half their MACs."""
-DEARER = 1.5
+WORTH = 1.25
 """How many times the effect of the best plan within a budget a faster one may have: its outputs are then off
-by 1.22 times as much at most. Where work goes slowly from core to core, a ResNet-20 at half its MACs was no
-slower only at twice the error."""
+by 1.12 times as much at most."""
+DEARER = 1.5
+"""The same where the best plan is slower than the original. Where work goes slowly from core to core, a
+ResNet-20 at half its MACs was no slower only at twice the error."""
 READINGS = 3
 """A model counts as slower where it reads so in all of them, each with sessions of its own: one session may
 be unlucky with its threads, and a small network then reads a quarter slower."""
@@ -298,14 +300,14 @@ def _as_hoped(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence
     """
     hoped = 1.0 if budget.macs is None else budget.macs**HOPED
     choice = choose(paced.candidates, limits)
-    dearest = DEARER * choice.effect
+    least = choice.effect
     tried: list[tuple[float, Choice]] = []
     for _ in range(TRIALS):
         read = _tried(prepared, paced, {"plan": choice})["plan"]
         tried.append((read, choice))
         if read >= hoped:
             return choice
-        faster = _faster(paced, limits, choice, read, hoped, dearest)
+        faster = _faster(paced, limits, choice, read, hoped, least)
         if faster is None:
             break
         choice = faster
@@ -313,12 +315,13 @@ def _as_hoped(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence
 
 
 def _faster(
-    paced: Paced, limits: Sequence[Limit], than: Choice, read: float, hoped: float, dearest: float
+    paced: Paced, limits: Sequence[Limit], than: Choice, read: float, hoped: float, least: float
 ) -> Choice | None:
     """Find the plan that gains most for what it costs, of those that promise more and no more than is hoped.
 
-    A hundredth of the time is worth a hundredth of how far the outputs are off, the root of the effect; not
-    to be slower than the original is worth all up to `dearest`. None where no plan is worth it.
+    A hundredth of the time is worth a hundredth of how far the outputs are off, the root of the effect. Where
+    `than` reads slower than the original, and no plan that is worth it promises not to be, it is the one of
+    least effect that does. None where there is none.
     """
     promised = paced.added_up(than.chosen)
     plans = []
@@ -332,11 +335,12 @@ def _faster(
     def worth(plan: Choice) -> float:
         return paced.added_up(plan.chosen) / math.sqrt(max(plan.effect, LEAST_EFFECT))
 
-    plans = [plan for plan in plans if plan.effect <= dearest]
-    if read < 1.0:
-        enough = [plan for plan in plans if paced.added_up(plan.chosen) * read >= promised]
-        return max(enough or plans, key=worth, default=None)
-    return max((plan for plan in plans if worth(plan) > worth(than)), key=worth, default=None)
+    enough = [plan for plan in plans if min(read, 1.0) * paced.added_up(plan.chosen) >= promised]
+    paying = [plan for plan in enough if plan.effect <= WORTH * least and worth(plan) > worth(than)]
+    if paying or read >= 1.0:
+        return max(paying, key=worth, default=None)
+    affordable = [plan for plan in enough if plan.effect <= DEARER * least]
+    return min(affordable, key=lambda plan: plan.effect, default=None)
 
 
 def _time_limit(paced: Paced, speedup: float, option: str, *, factor: bool) -> Limit:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from typer.testing import CliRunner
@@ -22,65 +17,14 @@ from typer.testing import CliRunner
 import converter
 from converter.calibration.opening import open_calibration_set
 from converter.cli import app
-from converter.config import Preprocessing, RecoverySettings, Runtime, recovery_length
-from converter.errors import CalibrationError, ConfigError, SolverError
+from converter.config import Preprocessing
+from converter.errors import CalibrationError, ConfigError
 from converter.model_file import file_digest, save_model
 from converter.refine import training as module
-from converter.refine.images import Images
-from converter.refine.lessons import Lessons
-from converter.refine.networks import Networks
 from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import Recovered, Teacher
 from converter.runtime import model_inputs
-
-RUNTIME = Runtime(threads=1)
-TEXT = """<ir_version: 8, opset_import: ["": 17]>
-    small (float[n, 3, 8, 8] x) => (float[n, 5] y)
-    <float[8, 3, 3, 3] a, float[8] b, float[8, 8, 3, 3] e, float[5, 8] c, float[5] d> {
-        h = Conv <pads = [1, 1, 1, 1]> (x, a, b)
-        r = Relu (h)
-        k = Conv <pads = [1, 1, 1, 1]> (r, e)
-        s = Relu (k)
-        p = GlobalAveragePool (s)
-        f = Flatten (p)
-        y = Gemm <transB = 1> (f, c, d)
-    }"""
-SHAPES = {"a": (8, 3, 3, 3), "b": (8,), "e": (8, 8, 3, 3), "c": (5, 8), "d": (5,)}
-
-
-def network(noise: float = 0.0) -> onnx.ModelProto:
-    """The same network, its weights off by a share of their size."""
-    model = onnx.parser.parse_model(TEXT)
-    random, other = np.random.default_rng(0), np.random.default_rng(1)
-    del model.graph.initializer[:]
-    for name, shape in SHAPES.items():
-        values = random.standard_normal(shape) * (2 / max(np.prod(shape[1:]), 1)) ** 0.5
-        values += noise * values.std() * other.standard_normal(shape)
-        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
-    return model
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Original, damaged model and images."""
-    images: NDArray[np.float32] = (
-        np.random.default_rng(2).standard_normal((160, 3, 8, 8)).astype(np.float32)
-    )
-    np.save(tmp_path / "images.npy", images)
-    save_model(network(), tmp_path / "original.onnx")
-    save_model(network(0.3), tmp_path / "damaged.onnx")
-    return tmp_path / "original.onnx", tmp_path / "damaged.onnx", tmp_path / "images.npy"
-
-
-def settings(**changes: object) -> RecoverySettings:
-    given: dict[str, object] = {
-        "epochs": 12,
-        "batch": 16,
-        "rate": 0.02,
-        "precision": "float32",
-        **changes,
-    }
-    return RecoverySettings(**given)  # type: ignore[arg-type]
+from tests.converter.refine.small import RUNTIME, cut_off, settings, weights
 
 
 def convert(original: Path, images: Path, out: Path) -> converter.Conversion:
@@ -93,22 +37,6 @@ def convert(original: Path, images: Path, out: Path) -> converter.Conversion:
         timing=False,
         recovery=settings(epochs=6, gradual=1),
     )
-
-
-def cut_off(patched: pytest.MonkeyPatch, at: int) -> None:
-    """Interrupt a training before its step `at`, as Ctrl-C would."""
-    step = module.Training._one_step
-
-    def interrupted(training: module.Training) -> None:
-        if training.step == at:
-            raise KeyboardInterrupt
-        step(training)
-
-    patched.setattr(module.Training, "_one_step", interrupted)
-
-
-def weights(path: Path) -> dict[str, NDArray[np.float32]]:
-    return {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
 
 
 def test_a_damaged_network_answers_like_its_original_again(files: tuple[Path, Path, Path]) -> None:
@@ -160,41 +88,6 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(
     for name, array in weights(whole).items():
         np.testing.assert_allclose(weights(parts)[name], array, rtol=1e-6, atol=1e-7)
     assert not checkpoint_of(parts).exists()
-
-
-def test_steps_get_smaller_where_they_only_shake_a_good_network(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, damaged, images = files
-    monkeypatch.setattr(module, "PATIENCE", 10_000)
-    save_model(network(0.01), damaged)
-    shaken, out = settings(rate=0.5, epochs=20), original.parent / "out.onnx"
-    losses = []
-    for shrink in (1.0, module.SHRINK):
-        monkeypatch.setattr(module, "SHRINK", shrink)
-        found = converter.recover(original, damaged, images, out, shaken, runtime=RUNTIME)
-        losses.append(found.after.loss / found.before.loss)
-    assert losses[1] < 0.5 * losses[0], losses
-
-
-def channel_scales(found: NDArray[np.float32], given: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Factor of each row of a weight, and that each row has but one is required."""
-    rows = found.reshape(len(found), -1).astype(float), given.reshape(len(given), -1).astype(float)
-    factors = (rows[0] * rows[1]).sum(1) / (rows[1] ** 2).sum(1)
-    np.testing.assert_allclose(rows[0], factors[:, None] * rows[1], rtol=1e-4, atol=1e-5)
-    return factors
-
-
-def test_channels_alone_are_fitted_again(files: tuple[Path, Path, Path]) -> None:
-    original, damaged, images = files
-    out = original.parent / "out.onnx"
-    found = converter.recover(original, damaged, images, out, settings(refit=1.0), runtime=RUNTIME)
-    assert found.improved
-    assert found.epochs == pytest.approx(12) or found.status == "ended early"
-    before, after = weights(damaged), weights(out)
-    moved = [np.abs(channel_scales(after[name], before[name]) - 1).max() for name in "aec"]
-    assert min(moved) > 1e-3
-    assert all(np.abs(after[name] - before[name]).max() > 1e-4 for name in "bd")
 
 
 @pytest.mark.parametrize("at", [20, 80], ids=["in the channels", "in the weights"])
@@ -259,59 +152,6 @@ def test_a_checkpoint_of_other_settings_is_left_out(
     assert not any("went on" in note for note in found.notes)
 
 
-def test_it_ends_with_the_time(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, damaged, images = files
-    monkeypatch.setattr(module, "PATIENCE", 10_000)  # a fast machine has gained all by then
-    limited = settings(epochs=None, seconds=0.5)
-    found = converter.recover(
-        original, damaged, images, original.parent / "out.onnx", limited, runtime=RUNTIME
-    )
-    assert found.status == "time limit"
-    assert 0.5 <= found.seconds < 10.0
-
-
-def test_slow_judging_leaves_the_training_its_time(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, damaged, images = files
-    judged, judged_mean = [], module.Training._judged_mean
-
-    def slowly(training: module.Training) -> float:
-        judged.append(training.done)
-        time.sleep(0.1)
-        return judged_mean(training)
-
-    monkeypatch.setattr(module.Training, "_judged_mean", slowly)
-    limited = settings(epochs=None, seconds=1.2)
-    found = converter.recover(
-        original, damaged, images, original.parent / "out.onnx", limited, runtime=RUNTIME
-    )
-    # of 21 times: at first, once when a fifth of what has passed is two of them, and in the end
-    assert 2 <= len(judged) <= 3
-    assert judged[-1] >= 1
-    assert found.status == "time limit"
-    assert found.improved
-
-
-def test_it_ends_early_where_nothing_is_gained(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, _, images = files
-    monkeypatch.setattr(module, "PATIENCE", 2)
-    found = converter.recover(
-        original,
-        original,
-        images,
-        original.parent / "out.onnx",
-        settings(epochs=40),
-        runtime=RUNTIME,
-    )
-    assert found.status == "ended early"
-    assert 20 < found.epochs < 40
-
-
 def test_what_ended_early_does_not_go_on(
     files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,40 +168,6 @@ def test_what_ended_early_does_not_go_on(
     first, second = taught(), taught()
     assert first.status == second.status == "ended early"
     assert first.steps == second.steps
-
-
-def test_one_image_alone_in_the_last_batch_counts_as_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of maps, whose error is relative to how much they differ between images."""
-    monkeypatch.setattr(module, "JUDGED_TOGETHER", 15)  # 16 are held out
-    model = network()
-    del model.graph.node[4:]
-    del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("s", 1, ["n", 8, 8, 8]))
-    save_model(model, tmp_path / "original.onnx")
-    np.save(
-        tmp_path / "x.npy", np.random.default_rng(2).standard_normal((160, 3, 8, 8)).astype("f4")
-    )
-    shaken = onnx.ModelProto()
-    shaken.CopyFrom(model)
-    first = numpy_helper.to_array(shaken.graph.initializer[0])
-    shaken.graph.initializer[0].CopyFrom(numpy_helper.from_array(1.1 * first, "a"))
-    save_model(shaken, tmp_path / "damaged.onnx")
-    judged: list[float] = []
-    judged_mean = module.Training._judged_mean
-
-    def listed(training: module.Training) -> float:
-        judged.append(judged_mean(training))
-        return judged[-1]
-
-    monkeypatch.setattr(module.Training, "_judged_mean", listed)
-    found = converter.recover(
-        *(tmp_path / name for name in ("original.onnx", "damaged.onnx", "x.npy", "out.onnx")),
-        settings(epochs=1),
-        runtime=RUNTIME,
-    )
-    assert judged[0] == pytest.approx(found.before.loss, rel=1e-3)
 
 
 def test_it_learns_the_mean_of_the_answers_to_mirror_images(
@@ -470,67 +276,6 @@ def test_labels_are_learned_where_they_fit(
         converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
 
 
-@pytest.mark.parametrize(("coarse", "taken"), [(1, "bfloat16"), (19, "float32"), (40, "float32")])
-def test_the_coarser_precision_must_be_clearly_faster(coarse: int, taken: str) -> None:
-    def run(precision: str) -> None:
-        time.sleep(0.001 * (coarse if precision == "bfloat16" else 20))
-
-    assert module._faster(run, "cpu") == taken
-
-
-def test_each_network_has_the_precision_that_is_faster_for_it(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, damaged, images = files
-    held = Images({"x": np.load(images)})
-    networks = Networks(onnx.load(original), onnx.load(damaged))
-    asked = settings(epochs=1, precision="auto", features=0.0)
-    training = module.Training(networks, held, held, Lessons(networks, held, asked), asked)
-    seen: dict[str, bool] = {}
-
-    def noted(name: str) -> Callable[[object], object]:
-        plain = getattr(networks, name)
-
-        def answers(feeds: object) -> object:
-            seen[name] = torch.is_autocast_enabled("cpu")
-            return plain(feeds)
-
-        return answers
-
-    for name in ("original", "converted"):
-        monkeypatch.setattr(networks, name, noted(name))
-
-    def faster(run: Callable[[str], None], _device: str) -> str:
-        """Find bfloat16 faster where no step of the trained network was run."""
-        seen.clear()
-        run("float32")
-        return "float32" if "converted" in seen else "bfloat16"
-
-    monkeypatch.setattr(module, "_faster", faster)
-    training.precision, training.asked_in = training._precisions()
-    seen.clear()
-    training._one_step()
-    assert seen == {"original": True, "converted": False}
-
-
-def test_labels_add_their_cross_entropy(files: tuple[Path, Path, Path]) -> None:
-    original, damaged, images = files
-    held = Images({"x": np.load(images)}, np.arange(160) % 5)
-    networks = Networks(onnx.load(original), onnx.load(damaged))
-    rows = np.arange(3, 40)
-    feeds = held.batch(rows, "cpu")
-    found, wanted = networks.converted(feeds), networks.original(feeds)
-    losses = []
-    for labels in (False, True):
-        asked = settings(labels=labels)
-        lessons = Lessons(networks, held, asked)
-        training = module.Training(networks, held, held, lessons, asked)
-        losses.append(float(training._loss(found, wanted, rows).detach()))
-    scores = found["y"].detach().double().numpy()
-    of_classes = np.log(np.exp(scores).sum(1)) - scores[np.arange(37), rows % 5]
-    assert losses[1] - losses[0] == pytest.approx(module.LABEL_WEIGHT * of_classes.mean(), rel=1e-4)
-
-
 def test_a_fixed_batch_is_refused_before_anything_is_converted(
     files: tuple[Path, Path, Path],
 ) -> None:
@@ -554,57 +299,6 @@ def test_too_few_images(files: tuple[Path, Path, Path], monkeypatch: pytest.Monk
     monkeypatch.setattr("converter.pipeline.begin", None)  # nothing is recorded before
     with pytest.raises(CalibrationError, match="at least 20"):
         convert(original, images, out)
-
-
-def test_a_loss_that_is_not_finite_ends_it(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, damaged, images = files
-    loss = module.Training._loss
-
-    def broken(training: module.Training, *given: Any) -> torch.Tensor:
-        return loss(training, *given) * (math.nan if training.step == 7 else 1.0)
-
-    monkeypatch.setattr(module.Training, "_loss", broken)
-    with pytest.raises(SolverError, match="NaN or infinite at step 7"):
-        converter.recover(original, damaged, images, original.parent / "out.onnx", settings())
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("90s", {"seconds": 90}),
-        ("10m", {"seconds": 600}),
-        ("1.5h", {"seconds": 5400}),
-        ("20e", {"epochs": 20}),
-    ],
-)
-def test_lengths(text: str, expected: dict[str, float]) -> None:
-    assert recovery_length(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "m", "10", "-3m", "nanm", "10d"])
-def test_lengths_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="90s, 10m or 1h"):
-        recovery_length(text)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"epochs": None},
-        {"seconds": 3.0},
-        {"batch": 1},
-        {"rate": 0.0},
-        {"augment": ("turn",)},
-        {"temperature": 0.0},
-        {"refit": 1.5},
-    ],
-    ids=str,
-)
-def test_settings_that_make_no_sense(changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        settings(**changes)
 
 
 def test_the_command_recovers_and_says_what_came_of_it(files: tuple[Path, Path, Path]) -> None:
