@@ -9,6 +9,7 @@ stands here.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -93,13 +94,18 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     unseen = train_images(shared / "data" / "cifar10", RESULTS)
     rows = []
-    for name in model or ("vgg16",):
-        target = next(each for each in TARGETS if each.file.startswith(name))
-        for each in factor or (4.0,):
-            for without in WITHOUT:
-                print(f"== {target.name} ÷ {each:g} without {without}", flush=True)
-                rows.append(_measured(target, each, without, shared, work, unseen, images))
-                write_text_atomically(out, page(rows))
+    # what conversions share is done once, and anew in each run: the program may have changed since
+    with tempfile.TemporaryDirectory() as kept:
+        for name in model or ("vgg16",):
+            target = next(each for each in TARGETS if each.file.startswith(name))
+            for each in factor or (4.0,):
+                for without in WITHOUT:
+                    print(f"== {target.name} ÷ {each:g} without {without}", flush=True)
+                    made = work / f"{target.file}-{each:g}-{list(WITHOUT).index(without)}.onnx"
+                    rows.append(
+                        _measured(target, each, without, shared, made, kept, unseen, images)
+                    )
+                    write_text_atomically(out, page(rows))
     print(f"wrote {out}")
 
 
@@ -108,13 +114,13 @@ def _measured(
     factor: float,
     without: str,
     shared: Path,
-    work: Path,
+    made: Path,
+    kept: str,
     unseen: Path,
     images: int,
 ) -> Row:
     solver, patched = WITHOUT[without]
     original = shared / "models" / target.file
-    made = work / f"{original.stem}-{factor:g}-{list(WITHOUT).index(without)}.onnx"
     with patched():
         converted = converter.convert(
             original,
@@ -124,7 +130,7 @@ def _measured(
             preprocessing=target.preprocessing(),
             solver=solver,
             timing=False,
-            work=work / "kept",  # what conversions share is done once
+            work=kept,
         )
     compared = converter.validate(
         original,
