@@ -246,6 +246,8 @@ def _quantized_figures(quantization: Mapping[str, Any]) -> dict[str, Any]:
     found["quantized_ms"] = latency.get("quantized_ms")
     for name, ratio in (("speedup", "speedup"), ("speedup over float", "over_float")):
         found[f"{name} after quantization"] = _of(latency.get(ratio), "ratio").get("ratio")
+    alone = _of(_of(quantization.get("alone"), "speedup").get("speedup"), "ratio")
+    found["speedup over the original quantized"] = alone.get("ratio")
     return found
 
 

@@ -15,31 +15,27 @@ from numpy.typing import NDArray
 from converter.calibration.sets import CalibrationSet
 from converter.config import QuantizationSettings, Runtime, Target
 from converter.drop import held_back
-from converter.errors import CalibrationError, ConfigError, ModelError
-from converter.latency import Speedup, measure_latency, speedup
+from converter.errors import CalibrationError, ConfigError, ModelError, SolverError
+from converter.latency import Speedup, Timing, measure_latency, speedup
 from converter.pace import FINAL_SECONDS, READINGS, TRIAL_SECONDS
 from converter.planner.cost import count_cost
 from converter.preparation import one_sample, target_batch
 from converter.progress import Progress
-from converter.quantization.balance import Pair, balanced, find_pairs, largest_by_channel
 from converter.quantization.half import in_float16
-from converter.quantization.integers import quantizable_tensors, ready_for_int8
+from converter.quantization.integers import ARITHMETICS, in_int8
 from converter.quantization.judge import Deviation, Judge, held_batches
-from converter.quantization.ranges import collect_ranges
-from converter.quantization.recording import Recording
+from converter.quantization.ranged import find_ranges
 from converter.quantization.search import Found, LeftInFloat, Trial, search_int8
 from converter.runtime import weight_bytes
 from converter.validation.interface import common_interface
 from passes.precision import precision_of
 
-__all__ = ["InTurns", "Quantized", "quantize", "require_quantizable"]
+__all__ = ["Alone", "InTurns", "Quantized", "quantize", "require_quantizable"]
 
 HELD_OUT_EVERY = 10
 HELD_OUT_MOST = 256
 """Every tenth image is held out, so many at most."""
 LEAST_HELD_OUT = 2
-BALANCING_WORK = 1e9
-"""Responses that the largest of each channel is taken from."""
 _LARGEST = 2**31 - 2**20
 """Bytes of weights at most: the quantizer and onnx's inference work on one message of protobuf."""
 
@@ -68,6 +64,28 @@ class InTurns:
     quantized_ms: float
     speedup: Speedup
     over_float: Speedup
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The original in the same types, its ranges taken in the same way: what there is without a conversion.
+
+    Attributes
+    ----------
+    deviation : Deviation
+        How far it is from the original.
+    bytes : int
+        In one file.
+    ms : float or None
+        Median on the target; None where nothing was timed.
+    speedup : Speedup or None
+        How many times as fast the quantized conversion is.
+    """
+
+    deviation: Deviation
+    bytes: int
+    ms: float | None
+    speedup: Speedup | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +118,8 @@ class Quantized:
         Of the float model and of the quantized one, in one file.
     latency : InTurns or None
         None where nothing was timed.
+    alone : Alone or None
+        None where it is the original that was quantized, or where that cannot be.
     notes : tuple of str
     """
 
@@ -119,6 +139,7 @@ class Quantized:
     bytes_before: int
     bytes_after: int
     latency: InTurns | None
+    alone: Alone | None
     notes: tuple[str, ...]
 
     def withheld(self, given: onnx.ModelProto, why: str) -> Quantized:
@@ -240,35 +261,42 @@ def quantize(
     cost = count_cost(converted, sample, label=str(path))
     if not cost.layers:
         raise ModelError(f"{path} has no Conv, Gemm or MatMul, so there is nothing to quantize")
-    images, notes = 0, []
-    pairs: list[Pair] = []
+    images, pairs, notes = 0, 0, []
     if settings.precision == "int8":
-        ready = ready_for_int8(converted, path)
-        pairs = find_pairs(ready)
-        if pairs:
-            _, recorded = Recording(ready, ranged, settings, runtime).of(
-                [pair.response for pair in pairs], work=BALANCING_WORK
-            )
-            ready = balanced(ready, pairs, largest_by_channel(values for _, values in recorded))
-        ranges, images = collect_ranges(
-            Recording(ready, ranged, settings, runtime), quantizable_tensors(ready), progress
-        )
+        ready = find_ranges(converted, path, ranged, settings, runtime, progress)
+        images, pairs = ready.images, ready.balanced
         if images < len(ranged):
             notes.append(
                 f"ranges were taken from {images} of {len(ranged)} images, which is enough"
             )
-        costs = {each.name: each for each in count_cost(ready, sample, label=str(path)).layers}
+        costs = {
+            each.name: each for each in count_cost(ready.model, sample, label=str(path)).layers
+        }
         found = search_int8(
-            ready, ranges, judge, times_of if timing else None, costs, settings.error, progress
+            *(ready.model, ready.ranges, judge, times_of if timing else None, costs),
+            *(settings.error, progress),
         )
     else:
         found = _half(converted, judge)
+    unconverted: onnx.ModelProto | None = None
+    if original != converted:
+        try:
+            unconverted = _alike(original, found, ranged, settings, runtime, progress)
+        except (ModelError, SolverError) as error:
+            notes.append(f"what the original alone would be is not known: {error}")
 
     after, finite = right.of(found.model), math.isfinite(found.deviation.error)
-    latency = None
+    timings: dict[str, Timing] = {}
     if timing:
+        models = {"original": original, "float": converted, "quantized": found.model}
+        if unconverted is not None:
+            models["alone"] = unconverted
         with progress.stage("time the quantized model", 1):
-            latency = _in_turns(original, converted, found.model, feeds, target)
+            timings = _in_turns(models, feeds, runtime)
+    latency = _latency(timings, target) if timings else None
+    alone = None
+    if unconverted is not None:
+        alone = _alone(right.of(unconverted), unconverted.ByteSize(), timings)
     faster = latency is None or latency.over_float.ratio >= 1.0
     return Quantized(
         model=found.model if faster and finite else converted,
@@ -277,7 +305,7 @@ def quantize(
         types=found.types,
         ranges=found.ranges,
         layers=len(cost.layers),
-        balanced=len(pairs),
+        balanced=pairs,
         left=found.left,
         trials=found.trials,
         before=before,
@@ -287,7 +315,12 @@ def quantize(
         bytes_before=converted.ByteSize(),
         bytes_after=found.model.ByteSize(),
         latency=latency,
-        notes=(*notes, *_verdict(faster=faster, finite=finite)),
+        alone=alone,
+        notes=(
+            *notes,
+            *_verdict(faster=faster, finite=finite),
+            *_without_a_conversion(alone, after, settings.precision),
+        ),
     )
 
 
@@ -298,24 +331,36 @@ def _half(converted: onnx.ModelProto, judge: Judge) -> Found:
     return Found(model, deviation, "", "", (), (trial,))
 
 
-def _in_turns(
+def _alike(
     original: onnx.ModelProto,
-    converted: onnx.ModelProto,
-    quantized: onnx.ModelProto,
-    feeds: Mapping[str, NDArray[Any]],
-    target: Target,
-) -> InTurns:
-    """Time the three; one that reads slower than the float model is read again."""
+    found: Found,
+    images: CalibrationSet,
+    settings: QuantizationSettings,
+    runtime: Runtime,
+    progress: Progress,
+) -> onnx.ModelProto:
+    """Quantize the original as the conversion was, but with all of its layers."""
+    path = Path("the original")
+    require_quantizable(original, path, settings, runtime)
+    if settings.precision == "float16":
+        return in_float16(original)
+    ready = find_ranges(original, path, images, settings, runtime, progress)
+    types = next(each for each in ARITHMETICS if each.name == found.types)
+    return in_int8(ready.model, ready.ranges.by(found.ranges), types)
+
+
+def _in_turns(
+    models: Mapping[str, onnx.ModelProto], feeds: Mapping[str, NDArray[Any]], runtime: Runtime
+) -> dict[str, Timing]:
+    """Time all of them; where the quantized one reads slower than the float model, they are read again."""
     for _ in range(READINGS):
-        timings = measure_latency(
-            {"original": original, "float": converted, "quantized": quantized},
-            feeds,
-            target.runtime,
-            seconds=FINAL_SECONDS,
-        )
-        over_float = speedup(timings["float"], timings["quantized"])
-        if over_float.ratio >= 1.0:
+        timings = measure_latency(models, feeds, runtime, seconds=FINAL_SECONDS)
+        if speedup(timings["float"], timings["quantized"]).ratio >= 1.0:
             break
+    return timings
+
+
+def _latency(timings: Mapping[str, Timing], target: Target) -> InTurns:
     return InTurns(
         provider=target.runtime.provider,
         threads=target.runtime.thread_count,
@@ -324,8 +369,15 @@ def _in_turns(
         float_ms=timings["float"].median_ms,
         quantized_ms=timings["quantized"].median_ms,
         speedup=speedup(timings["original"], timings["quantized"]),
-        over_float=over_float,
+        over_float=speedup(timings["float"], timings["quantized"]),
     )
+
+
+def _alone(deviation: Deviation, size: int, timings: Mapping[str, Timing]) -> Alone:
+    if not timings:
+        return Alone(deviation, size, None, None)
+    gained = speedup(timings["alone"], timings["quantized"])
+    return Alone(deviation, size, timings["alone"].median_ms, gained)
 
 
 def _verdict(*, faster: bool, finite: bool) -> tuple[str, ...]:
@@ -339,3 +391,15 @@ def _verdict(*, faster: bool, finite: bool) -> tuple[str, ...]:
             "as it is",
         )
     return ()
+
+
+def _without_a_conversion(alone: Alone | None, after: Deviation, precision: str) -> tuple[str, ...]:
+    """Say so where the original, quantized, answers better and is no slower."""
+    if alone is None or alone.speedup is None:
+        return ()
+    if alone.speedup.low > 1.0 or alone.deviation.error >= after.error:
+        return ()
+    return (
+        f"the original in {precision} without a conversion is closer to its own answers and not slower here: "
+        "give `twofold quantize` the original twice to get it",
+    )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from converter.latency import Speedup
 from converter.quantization.judge import Deviation
-from converter.quantization.quantizing import InTurns, Quantized
+from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
 
 NET = """
@@ -70,5 +70,6 @@ def quantized() -> Quantized:
         latency=InTurns(
             *("cpu", 1, 8, 12.0, 6.0, 4.0), Speedup(3.0, 2.9, 3.1), Speedup(1.5, 1.4, 1.6)
         ),
+        alone=Alone(Deviation(0.002, 0.99), 3 * 2**20, 5.0, Speedup(1.25, 1.2, 1.3)),
         notes=("a note",),
     )

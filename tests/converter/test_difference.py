@@ -37,6 +37,7 @@ QUANTIZED: dict[str, Any] = {
     "bytes_before": 4000,
     "bytes_after": 1000,
     "latency": {"quantized_ms": 0.5, "speedup": {"ratio": 8.0}, "over_float": {"ratio": 4.0}},
+    "alone": {"speedup": {"ratio": 2.0}},
 }
 
 
@@ -76,6 +77,7 @@ def test_figures_of_a_quantization_stand_beside_those_of_the_float_model(tmp_pat
         "quantized_ms": (None, 0.5),
         "speedup after quantization": (None, 8.0),
         "speedup over float after quantization": (None, 4.0),
+        "speedup over the original quantized": (None, 2.0),
     }
     figures = {each.name: (each.before, each.after) for each in converter.diff(*paths[1:]).figures}
     assert figures["quantized model written"] == (True, False)

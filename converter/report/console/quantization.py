@@ -86,8 +86,14 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
     small, large = quantized["bytes_after"], quantized["bytes_before"]
     yield f"size        {large / 2**20:.2f} → {small / 2**20:.2f} MiB  (÷ {large / small:.2f})"
     latency = quantized["latency"]
-    if latency is None:
-        return
+    if latency is not None:
+        yield from _latency_lines(latency)
+    alone = quantized["alone"]
+    if alone is not None:
+        yield from _alone_lines(alone, quantized["precision"])
+
+
+def _latency_lines(latency: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"latency     original {milliseconds(latency['original_ms'])}, "
         f"float {milliseconds(latency['float_ms'])}, "
@@ -98,3 +104,20 @@ def _quantization_lines(quantized: Mapping[str, Any]) -> Iterator[str]:
         f"            {interval(**latency['speedup'])} times as fast as the original, "
         f"{interval(**latency['over_float'])} times as the float model"
     )
+
+
+def _alone_lines(alone: Mapping[str, Any], precision: str) -> Iterator[str]:
+    """Say what the original is in the same precision, and how much faster the conversion is."""
+    deviation = alone["deviation"]
+    agreement = ""
+    if deviation["agreement"] is not None:
+        agreement = f", the same best class for {100 * deviation['agreement']:.2f} %"
+    yield (
+        f"unconverted the original in {precision}: off by {effect(deviation['error'])}{agreement}, "
+        f"{alone['bytes'] / 2**20:.2f} MiB"
+    )
+    if alone["ms"] is not None:
+        yield (
+            f"            it takes {milliseconds(alone['ms'])}; this model is "
+            f"{interval(**alone['speedup'])} times as fast"
+        )

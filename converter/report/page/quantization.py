@@ -73,8 +73,27 @@ def show_quantization(run: Record) -> Section | None:
         "latency": _latencies(latency),
         "times as fast as the original": _ratio(latency.record("speedup")),
         "times as fast as the float model": _ratio(latency.record("over_float")),
+        **_unconverted(found),
     }
     return Section("Quantization", tuple((name, words) for name, words in facts.items() if words))
+
+
+def _unconverted(quantized: Record) -> dict[str, str]:
+    """Say what the original is in the same precision, and how much faster the conversion is."""
+    alone = quantized.record("alone")
+    deviation = alone.record("deviation")
+    error, agreement = deviation.number("error"), deviation.number("agreement")
+    size, ms = alone.number("bytes"), alone.number("ms")
+    known = (
+        "" if error is None else f"error {effect(error)}",
+        "" if agreement is None else f"the same best class for {100 * agreement:.2f} %",
+        "" if size is None else mebibytes(size),
+        "" if ms is None else milliseconds(ms),
+    )
+    return {
+        "the original in the same types, not converted": ", ".join(filter(None, known)),
+        "times as fast as that": _ratio(alone.record("speedup")),
+    }
 
 
 def _written(shipped: bool | None) -> str:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 import converter
 from converter import Runtime, Target
 from converter.model_file import save_model
-from converter.quantization import quantizing
+from converter.quantization import ranged
 from converter.quantization.balance import Pair, balanced, find_pairs, largest_by_channel
 from converter.runtime import open_session, run
 from passes.expose import expose
@@ -135,5 +135,5 @@ def test_uneven_factors_lose_less(
         return min(each.error for each in quantized.trials if not each.left)
 
     with_balance = error()
-    monkeypatch.setattr(quantizing, "find_pairs", lambda _: [])
+    monkeypatch.setattr(ranged, "find_pairs", lambda _: [])
     assert with_balance < 0.5 * error()

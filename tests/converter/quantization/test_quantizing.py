@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 import converter
 from converter import QuantizationSettings, Runtime, Target
@@ -23,6 +24,7 @@ from converter.model_file import file_digest, save_model
 from converter.quantization import quantizing as module
 from converter.quantization.half import in_float16
 from converter.quantization.judge import Deviation, Judge
+from converter.quantization.ranged import Ranged
 
 Network = Callable[..., onnx.ModelProto]
 TARGET = Target(Runtime(threads=1))
@@ -39,15 +41,18 @@ def operators(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
-def paced(monkeypatch: pytest.MonkeyPatch, quantized_ms: float) -> list[list[str]]:
+def paced(
+    monkeypatch: pytest.MonkeyPatch, quantized_ms: float, alone_ms: float = 10.0
+) -> list[list[str]]:
     """Let every model take 10 ms and quantized ones as given; what was timed together."""
+    given = {"original": 10.0, "float": 10.0, "alone": alone_ms}
     calls: list[list[str]] = []
 
     def measure(models: Any, *_: Any, **__: Any) -> dict[str, Timing]:
         calls.append(list(models))
         return {
             name: Timing(
-                ms := 10.0 if name in ("original", "float") else quantized_ms,
+                ms := given.get(name, quantized_ms),
                 *(ms, ms, 12, (ms,) * 12, 1, "cpu", 1, True, True),
             )
             for name in models
@@ -69,6 +74,7 @@ def test_a_model_is_quantized_and_says_how(files: tuple[Path, Path], tmp_path: P
     assert "QuantizeLinear" in operators(out)
     assert out.stat().st_size == quantized.bytes_after
     assert quantized.latency is None
+    assert quantized.alone is None  # it is the original itself
     json.dumps(quantized.to_dict())
     validation = converter.validate(files[0], out, files[1], time_batches=(1, 3), seconds=0.01)
     assert (validation.macs_reduction, validation.params_reduction) == (1.0, 1.0)
@@ -105,6 +111,65 @@ def test_a_slower_model_is_not_written(
     assert [each for each in calls if "quantized" in each] == 3 * [
         ["original", "float", "quantized"]
     ]
+
+
+def converted_from(files: tuple[Path, Path]) -> Path:
+    """Write a model that answers a little otherwise than the network does."""
+    other = onnx.load(files[0])
+    for tensor in other.graph.initializer:
+        if tensor.name == "w4":
+            changed = numpy_helper.to_array(tensor) * np.float32(1.1)
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    path = files[0].with_name("converted.onnx")
+    save_model(other, path)
+    return path
+
+
+@pytest.mark.parametrize(("quantized_ms", "told"), [(4.0, False), (8.0, True)])
+def test_the_original_alone_is_measured_beside_a_conversion(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quantized_ms: float,
+    told: bool,
+) -> None:
+    calls = paced(monkeypatch, quantized_ms, alone_ms=6.0)
+    converted = converted_from(files)
+    quantized = converter.quantize(
+        files[0], converted, files[1], tmp_path / "out.onnx", target=TARGET
+    )
+    assert quantized.shipped
+    assert calls[-1] == ["original", "float", "quantized", "alone"]
+    alone = quantized.alone
+    assert alone is not None
+    assert alone.speedup is not None
+    assert (alone.ms, alone.speedup.ratio) == (6.0, 6.0 / quantized_ms)
+    assert 0 < alone.deviation.error < quantized.after.error
+    assert not quantized.left  # so both are quantized as a whole
+    assert alone.bytes == quantized.bytes_after
+    assert any("without a conversion is closer" in note for note in quantized.notes) is told
+
+
+def test_where_the_original_cannot_be_quantized_a_note_says_so(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_ranges = module.find_ranges
+
+    def refused(model: onnx.ModelProto, path: Path, *given: Any) -> Ranged:
+        if path == Path("the original"):
+            raise ModelError(f"{path} has opset 6")
+        return find_ranges(model, path, *given)
+
+    monkeypatch.setattr(module, "find_ranges", refused)
+    converted = converted_from(files)
+    quantized = converter.quantize(
+        files[0], converted, files[1], tmp_path / "out.onnx", target=TARGET, timing=False
+    )
+    assert quantized.shipped
+    assert quantized.alone is None
+    assert quantized.notes == (
+        "what the original alone would be is not known: the original has opset 6",
+    )
 
 
 def test_a_model_that_is_not_finite_is_not_written(

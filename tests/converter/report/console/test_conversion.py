@@ -40,11 +40,12 @@ def test_columns_without_content_are_left_out() -> None:
 
 def test_quantization_is_part_of_a_conversion(quantized: Quantized) -> None:
     console, stream = wide()
-    kept = replace(quantized, shipped=False, latency=None, left=())
+    kept = replace(quantized, shipped=False, latency=None, alone=None, left=())
     print_conversion(replace(CONVERSION, quantization=kept.to_dict()), (), console)
     assert line_with(stream.getvalue(), "of 1,800 images").endswith("(not written)")
     assert "\nin float" not in stream.getvalue()
     assert "times as" not in stream.getvalue()
+    assert "unconverted" not in stream.getvalue()
 
 
 def test_latency_measured_and_predicted() -> None:
