@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ConfigError
-from converter.model_file import write_bytes_atomically
+from converter.output_file import write_bytes_atomically
 
 __all__ = ["UNREADABLE", "DamagedFileError", "load_arrays", "save_arrays"]
 

@@ -1,22 +1,12 @@
 """Model files: read without trusting them, written whole or not at all.
 
-A model may name other files that hold its weights (external data). Every such name is checked
-before anything is read: it must be a plain file inside the model's own folder, and the bytes asked
-for must be in it. onnx checks some of this as well, but not for every tensor and not in every
-version that Twofold runs with.
+A model may name other files that hold its weights (`external_data`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-import secrets
-import stat
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import IO, Any
 
 import onnx
@@ -26,20 +16,19 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # its stu
     Message,
 )
 
-from converter.errors import ConfigError, ModelError
-from converter.limits import WEIGHTS_GIB
+from converter.errors import ModelError
+from converter.external_data import external_locations, load_external_data
+from converter.output_file import data_path, written_together
+from converter.plain_file import file_digest, first_line, open_plain, reason
+from converter.stored_tensors import expected_bytes, tensors, weight_bytes
 
 __all__ = [
     "EXTERNAL_ABOVE",
     "PROTOBUF_LIMIT",
-    "check_output_path",
     "external_files",
-    "file_digest",
     "load_model",
     "model_digest",
     "save_model",
-    "write_bytes_atomically",
-    "write_text_atomically",
 ]
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -50,32 +39,7 @@ EXTERNAL_ABOVE = 2**31 - 2**26
 
 _EXTERNAL_TENSOR = 1024  # bytes; smaller tensors stay inside the model, as in onnx
 _ALIGNMENT = 4096  # bytes; a page, so that a runtime can map the weights
-_CHUNK = 2**20
-
 _T = onnx.TensorProto
-_BITS: dict[int, int] = {
-    _T.FLOAT: 32,
-    _T.UINT8: 8,
-    _T.INT8: 8,
-    _T.UINT16: 16,
-    _T.INT16: 16,
-    _T.INT32: 32,
-    _T.INT64: 64,
-    _T.BOOL: 8,
-    _T.FLOAT16: 16,
-    _T.DOUBLE: 64,
-    _T.UINT32: 32,
-    _T.UINT64: 64,
-    _T.COMPLEX64: 64,
-    _T.COMPLEX128: 128,
-    _T.BFLOAT16: 16,
-    _T.FLOAT8E4M3FN: 8,
-    _T.FLOAT8E4M3FNUZ: 8,
-    _T.FLOAT8E5M2: 8,
-    _T.FLOAT8E5M2FNUZ: 8,
-    _T.UINT4: 4,
-    _T.INT4: 4,
-}
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -100,7 +64,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     """
     data = _read_whole(path)
     model = _parsed(data, path)
-    external = _load_external_data(model, path)
+    external = load_external_data(model, path)
     _check_weight_sizes(model, path)
     _check_with_onnx(model if external else data, path)
     if not model.graph.node:
@@ -129,99 +93,16 @@ def save_model(model: onnx.ModelProto, path: Path, *, external_above: int = EXTE
     ModelError
         Where the model is above what one protobuf file can hold, even without its weights.
     """
-    if sum(len(tensor.raw_data) for tensor in _tensors(model)) <= external_above:
-        with _written_together(path) as (file,):
+    if weight_bytes(model) <= external_above:
+        with written_together(path) as (file,):
             file.write(_serialised(model, path))
         return
-    data_path = _data_path(path)
+    beside = data_path(path)
     # The weights are put in place first: a model never stands beside weights that are not there.
-    with _written_together(data_path, path) as (data_file, file):
+    with written_together(beside, path) as (data_file, file):
         slim = onnx.ModelProto()
-        _copy_with_weights_in_file(model, slim, data_file, data_path.name)
+        _copy_with_weights_in_file(model, slim, data_file, beside.name)
         file.write(_serialised(slim, path))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all.
-
-    Raises
-    ------
-    ConfigError
-        Where the file cannot be written.
-    """
-    write_bytes_atomically(path, text.encode())
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write `content`, whole or not at all.
-
-    Raises
-    ------
-    ConfigError
-        Where the file cannot be written.
-    """
-    with _written_together(path) as (file,):
-        file.write(content)
-
-
-def check_output_path(out: Path, *inputs: Path) -> None:
-    """Refuse an output path that cannot be written or that would destroy an input.
-
-    A file is made in the folder and removed again, since access rights alone say nothing to root.
-
-    Parameters
-    ----------
-    out : Path
-        The file that is to be written.
-    *inputs : Path
-        Files that are read, those with a model's weights among them; neither `out` nor its `.data` file
-        may be one of them.
-
-    Raises
-    ------
-    ConfigError
-        Where `out` is an input under any name, a folder or a special file, or where its folder is
-        missing or not writable.
-    """
-    try:
-        mode = out.lstat().st_mode
-    except FileNotFoundError:
-        mode = None
-    except (OSError, ValueError) as error:
-        raise ConfigError(_cannot_write(out, error)) from error
-    if mode is not None and out.is_dir():
-        raise ConfigError(f"the output {out} is a folder; give the name of a file in it")
-    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        raise ConfigError(f"the output {out} is not a plain file; give another name")
-    if not out.parent.is_dir():
-        raise ConfigError(f"the folder of the output {out} does not exist; make {out.parent} first")
-    for source in inputs:
-        if _is_same_file(out, source) or _is_same_file(_data_path(out), source):
-            raise ConfigError(
-                f"the output {out} would overwrite the input {source}; give another name"
-            )
-    probe = _temporary_beside(out)
-    try:
-        probe.open("xb").close()
-    except OSError as error:
-        raise ConfigError(_cannot_write(out, error)) from error
-    finally:
-        _remove(probe)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal, read piece by piece.
-
-    Raises
-    ------
-    OSError
-        Where the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def model_digest(path: Path) -> str:
@@ -252,24 +133,12 @@ def external_files(path: Path) -> list[Path]:
     ModelError
         Where the model cannot be read, or a file is missing or lies outside of the model's folder.
     """
-    model = _parsed(_read_whole(path), path)
-    whose = f"the external data of {path}"
-    locations = {
-        entry.value
-        for tensor in _tensors(model)
-        if tensor.data_location == _T.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sorted(_checked_location(location, path, whose) for location in locations)
-
-
-# Reading -------------------------------------------------------------------------------------
+    return external_locations(_parsed(_read_whole(path), path), path)
 
 
 def _read_whole(path: Path) -> bytes:
     try:
-        with _open_plain(path) as (file, size):
+        with open_plain(path) as (file, size):
             if size == 0:
                 raise ModelError(f"the model {path} is an empty file; export it again")
             if size > PROTOBUF_LIMIT:
@@ -283,19 +152,7 @@ def _read_whole(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise ModelError(f"{path} is a folder; give the .onnx file in it") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"the model {path} cannot be read: {_reason(error)}") from error
-
-
-@contextmanager
-def _open_plain(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Open a plain file and give it with its size; anything else is refused, a pipe included."""
-    mode = path.stat().st_mode  # before opening: a pipe would wait for its other end
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(path)
-    if not stat.S_ISREG(mode):
-        raise ValueError("it is not a plain file; copy the model to one")
-    with path.open("rb") as file:
-        yield file, os.fstat(file.fileno()).st_size
+        raise ModelError(f"the model {path} cannot be read: {reason(error)}") from error
 
 
 def _parsed(data: bytes, path: Path) -> onnx.ModelProto:
@@ -329,25 +186,25 @@ def _require_text(message: Message, path: Path) -> None:
 
 def _check_with_onnx(model: onnx.ModelProto | bytes, path: Path) -> None:
     try:
-        if not isinstance(model, bytes) and _weight_bytes(model) > EXTERNAL_ABOVE:
+        if not isinstance(model, bytes) and weight_bytes(model) > EXTERNAL_ABOVE:
             onnx.checker.check_model(str(path))  # too large to serialise, so from its files
         else:
             onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, RuntimeError, ValueError, EncodeError) as error:
         raise ModelError(
-            f"{path} is not a valid ONNX model or is truncated ({_first_line(error)}); "
+            f"{path} is not a valid ONNX model or is truncated ({first_line(error)}); "
             "export it again"
         ) from error
 
 
 def _check_weight_sizes(model: onnx.ModelProto, path: Path) -> None:
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_type not in _T.DataType.values() or tensor.data_type == _T.UNDEFINED:
             raise ModelError(
                 f"the tensor {tensor.name!r} of {path} has the unknown type {tensor.data_type}; "
                 "export the model again or update onnx"
             )
-        expected = _expected_bytes(tensor)
+        expected = expected_bytes(tensor)
         if (expected or 0) > PROTOBUF_LIMIT:
             raise ModelError(
                 f"the tensor {tensor.name!r} of {path} takes {(expected or 0) / 2**30:.1f} GiB alone, and "
@@ -358,198 +215,6 @@ def _check_weight_sizes(model: onnx.ModelProto, path: Path) -> None:
                 f"the tensor {tensor.name!r} of {path} has {len(tensor.raw_data)} bytes where its "
                 f"shape needs {expected}; export the model again"
             )
-
-
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Give every tensor of a message, wherever it lies.
-
-    The walk follows the message itself rather than a list of places: initializers, sparse ones,
-    attributes, subgraphs, functions, training graphs, and whatever a later onnx adds.
-    """
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for item in [value] if isinstance(value, Message) else value:
-                yield from _tensors(item)
-
-
-def _weight_bytes(model: onnx.ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in _tensors(model))
-
-
-def _expected_bytes(tensor: onnx.TensorProto) -> int | None:
-    """Return the bytes that a tensor's shape and type need; None where the type is not known."""
-    bits = _BITS.get(tensor.data_type)
-    return None if bits is None else -(-math.prod(tensor.dims) * bits // 8)
-
-
-# External data -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Region:
-    """Where the bytes of one tensor lie: a real path inside the model's folder, and a range."""
-
-    tensor: onnx.TensorProto
-    file: Path
-    offset: int
-    length: int
-
-
-def _load_external_data(model: onnx.ModelProto, path: Path) -> bool:
-    """Read all external data into the model; say whether there was any.
-
-    All regions are checked before the first one is read.
-    """
-    regions = [
-        _checked_region(tensor, path)
-        for tensor in _tensors(model)
-        if tensor.data_location == _T.EXTERNAL
-    ]
-    total = sum(region.length for region in regions)
-    if total > WEIGHTS_GIB.value << 30:
-        raise ModelError(
-            f"the external data of {path} has {total} bytes, more than {WEIGHTS_GIB.value} GiB; give a "
-            f"smaller model, or {WEIGHTS_GIB}"
-        )
-    for region in regions:
-        region.tensor.raw_data = _read_region(region, path)
-        region.tensor.ClearField("data_location")
-        region.tensor.ClearField("external_data")
-    return bool(regions)
-
-
-def _checked_region(tensor: onnx.TensorProto, path: Path) -> _Region:
-    whose = f"the external data of the tensor {tensor.name!r} of {path}"
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    file = _checked_location(entries.get("location", ""), path, whose)
-    size = file.stat().st_size
-    offset = _whole_number(entries.get("offset", "0"), "offset", whose)
-    if tensor.data_type == _T.STRING or any(size < 0 for size in tensor.dims):
-        raise ModelError(f"{whose} has a type or a shape that ONNX forbids; export the model again")
-    expected = _expected_bytes(tensor)
-    if "length" in entries:
-        length = _whole_number(entries["length"], "length", whose)
-    elif expected is not None:
-        length = expected
-    else:
-        length = max(size - offset, 0)
-    if expected is not None and length != expected:
-        raise ModelError(
-            f"{whose} has {length} bytes where its shape needs {expected}; export the model again"
-        )
-    if offset + length > size:
-        raise ModelError(
-            f"{whose} ends at byte {offset + length}, but {file.name} has {size}; "
-            "copy that file again whole"
-        )
-    return _Region(tensor, file, offset, length)
-
-
-def _checked_location(location: str, path: Path, whose: str) -> Path:
-    # Windows' notation is looked at everywhere: what is safe must not depend on the machine.
-    notations = (PurePosixPath(location), PureWindowsPath(location))
-    if not location or "\0" in location:
-        raise ModelError(f"{whose} names no file; export the model again")
-    if any(notation.anchor for notation in notations):
-        raise ModelError(
-            f"{whose} has the absolute path {location!r}; "
-            "export the model again with the file in its own folder"
-        )
-    if any(".." in notation.parts for notation in notations):
-        raise ModelError(
-            f"{whose} climbs out of the model's folder with {location!r}; "
-            "export the model again with the file in its own folder"
-        )
-    folder = os.path.realpath(path.parent)
-    real = Path(os.path.realpath(path.parent / location))
-    if not real.is_relative_to(folder):
-        raise ModelError(
-            f"{whose} is a link, {location!r}, that leaves the model's folder; "
-            "put the file itself beside the model"
-        )
-    try:
-        mode = real.stat().st_mode
-    except OSError as error:
-        raise ModelError(
-            f"{whose} is missing: {location!r} cannot be read ({_reason(error)}); "
-            "put it beside the model"
-        ) from error
-    if not stat.S_ISREG(mode):
-        raise ModelError(
-            f"{whose} is {location!r}, which is not a plain file; put the file beside the model"
-        )
-    return real
-
-
-def _whole_number(text: str, what: str, whose: str) -> int:
-    # Digits alone: int() would also take signs, blanks and underscores.
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise ModelError(
-            f"{whose} has the {what} {text[:40]!r}, which is no byte count; export the model again"
-        )
-    return int(text)
-
-
-def _read_region(region: _Region, path: Path) -> bytes:
-    try:
-        with _open_plain(region.file) as (file, _):
-            file.seek(region.offset)
-            data = file.read(region.length)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the external data {region.file} of {path} cannot be read: {_reason(error)}"
-        ) from error
-    if len(data) != region.length:
-        raise ModelError(
-            f"the external data {region.file} of {path} became shorter while it was read; try again"
-        )
-    return data
-
-
-# Writing -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _written_together(*paths: Path) -> Iterator[Sequence[IO[bytes]]]:
-    """Open a new file for each path; they take their places at the end, or none of them does."""
-    temporaries = [_temporary_beside(path) for path in paths]
-    placed: list[Path] = []
-    complete = False
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(each.open("xb")) for each in temporaries]
-            yield files
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, path in zip(temporaries, paths, strict=True):
-            temporary.replace(path)
-            placed.append(path)
-        complete = True
-    except OSError as error:
-        raise ConfigError(_cannot_write(paths[-1], error)) from error
-    finally:
-        for path in temporaries if complete else [*temporaries, *placed]:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file of ours if it is there; a file system that is read-only says so of those that are not."""
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _temporary_beside(path: Path) -> Path:
-    # Opened with "x" rather than by tempfile, whose files nobody else may read. The name is short,
-    # so that it fits wherever the file's own does.
-    return path.with_name(f".twofold-{secrets.token_hex(6)}.tmp")
-
-
-def _data_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _serialised(model: onnx.ModelProto, path: Path) -> bytes:
@@ -608,27 +273,3 @@ def _move_to_file(data: bytes, tensor: Message, data_file: IO[bytes], location: 
     ):
         tensor.external_data.add(key=key, value=str(value))
     data_file.write(data)
-
-
-# Words ---------------------------------------------------------------------------------------
-
-
-def _is_same_file(first: Path, second: Path) -> bool:
-    if os.path.realpath(first) == os.path.realpath(second):
-        return True
-    try:
-        return first.samefile(second)  # hard links, and names that differ only in case
-    except OSError:
-        return False  # one of them does not exist, so they cannot be one file
-
-
-def _cannot_write(path: Path, error: Exception) -> str:
-    return f"the output {path} cannot be written ({_reason(error)}); give another --out"
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

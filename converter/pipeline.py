@@ -31,14 +31,9 @@ from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, shares_of
-from converter.model_file import (
-    check_output_path,
-    external_files,
-    load_model,
-    model_digest,
-    save_model,
-)
+from converter.model_file import external_files, load_model, model_digest, save_model
 from converter.outcome import Conversion, Drop
+from converter.output_file import check_output_path
 from converter.pace import begin
 from converter.preparation import Clock, Prepared, normalised
 from converter.progress import SILENT, Progress

@@ -21,7 +21,7 @@ import typer
 
 import converter
 from converter.config import Budget, SolverSettings
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 from converter.runtime import machine
 from converter.schemes import SCHEMES
 from tools.reference import RESULTS, ROOT, TARGETS, Target, train_images

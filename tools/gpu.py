@@ -35,7 +35,8 @@ from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSe
 from converter.config import SolverName
 from converter.errors import ConfigError, ConverterError
 from converter.latency import measure_latency, speedup
-from converter.model_file import load_model, write_text_atomically
+from converter.model_file import load_model
+from converter.output_file import write_text_atomically
 from converter.quantization.half import in_float16
 from converter.report.words import interval
 from converter.runtime import machine, model_inputs, open_session, run

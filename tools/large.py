@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 from converter.report.words import interval
 from converter.runtime import machine
 from models import NETWORKS, build, export_onnx, initialise

@@ -26,7 +26,8 @@ from converter.calibration.opening import open_calibration_set
 from converter.config import Budget, CalibrationSettings, Runtime, Target
 from converter.errors import ConfigError
 from converter.latency import measure_latency, speedup
-from converter.model_file import load_model, write_text_atomically
+from converter.model_file import load_model
+from converter.output_file import write_text_atomically
 from converter.report.words import interval
 from converter.runtime import machine, model_inputs
 from tools.reference import ROOT, TARGETS

@@ -35,7 +35,8 @@ from converter.calibration.record import Recorder
 from converter.config import CalibrationSettings, Runtime, preprocessing_from_options
 from converter.errors import ConfigError
 from converter.fitting import branches_of, geometry_of, problem_of
-from converter.model_file import load_model, write_text_atomically
+from converter.model_file import load_model
+from converter.output_file import write_text_atomically
 from converter.preparation import normalised
 from converter.runtime import model_inputs
 from converter.schemes import SCHEMES, Effort, Form, Geometry

@@ -33,7 +33,8 @@ import converter
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, Preprocessing, QuantizationSettings
-from converter.model_file import load_model, save_model, write_text_atomically
+from converter.model_file import load_model, save_model
+from converter.output_file import write_text_atomically
 from converter.planner.cost import count_cost
 from converter.preparation import normalised
 from converter.report.words import interval

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import typer
 
 from converter.config import Preprocessing, preprocessing_from_options
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 from converter.report.words import interval
 from tools.results_page import Int8Row, Results, Row, Run, page, this_machine
 

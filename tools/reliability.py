@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 from converter.runtime import machine
 
 __all__ = ["FIGURES", "PAGE", "load_figures", "machine_line", "save_figures", "write_section"]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 from converter.runtime import machine
 
 __all__ = ["Int8Row", "Results", "Row", "Run", "page", "this_machine"]

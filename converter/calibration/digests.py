@@ -11,7 +11,7 @@ import numpy as np
 
 from converter.calibration.samples import Sample
 from converter.errors import CalibrationError
-from converter.model_file import file_digest
+from converter.plain_file import file_digest
 
 __all__ = ["digest_of_files", "digest_of_samples"]
 

@@ -40,7 +40,7 @@ def init(
             raise ConfigError(f"{target} is there already; --force writes over it")
         sides = Preprocessing() if size is None else preprocessing_from_options(size=size)
         inspection = converter.inspect(model, sides.size)
-        from converter.model_file import write_text_atomically
+        from converter.output_file import write_text_atomically
         from converter.report.console.output import print_written
         from converter.report.files import write_report
 

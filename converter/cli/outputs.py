@@ -21,12 +21,12 @@ def check_outputs(outputs: Sequence[Path | None], *, read: Sequence[Path | None]
     Raises
     ------
     ConfigError
-        See `converter.model_file.check_output_path`.
+        See `converter.output_file.check_output_path`.
     """
     taken = [path for path in read if path is not None]
     for path in outputs:
         if path is not None:
-            from converter.model_file import check_output_path
+            from converter.output_file import check_output_path
 
             check_output_path(path, *taken)
             taken.append(path)

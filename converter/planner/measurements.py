@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from converter.errors import ConfigError
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 
 __all__ = ["Measurements", "measurement_key"]
 

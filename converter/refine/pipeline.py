@@ -7,7 +7,8 @@ from pathlib import Path
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, DataReader
 from converter.config import Preprocessing, RecoverySettings, Runtime
-from converter.model_file import check_output_path, external_files, load_model, save_model
+from converter.model_file import external_files, load_model, save_model
+from converter.output_file import check_output_path
 from converter.progress import SILENT, Progress
 from converter.refine.recovery import Recovered, recover
 from converter.runtime import model_inputs

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 
 __all__ = ["report_text", "write_report"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
 from converter.gates import Verdict
-from converter.model_file import write_bytes_atomically
+from converter.output_file import write_bytes_atomically
 from converter.report.words import printable
 
 __all__ = ["write_junit"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,7 @@ from converter.latency import Speedup
 from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
+from tests.converter.model_files import conv_model, make_external
 
 NET = """
     <ir_version: 8, opset_import: ["": 17]>
@@ -73,3 +75,20 @@ def quantized() -> Quantized:
         alone=Alone(Deviation(0.002, 0.99), 3 * 2**20, 5.0, Speedup(1.25, 1.2, 1.3)),
         notes=("a note",),
     )
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model whose weight lies, it says, in another file; return the model's path."""
+
+    def write(name: str = "weights.bin", **entries: object) -> Path:
+        model = conv_model()
+        data = model.graph.initializer[0].raw_data
+        folder = tmp_path / "model"
+        folder.mkdir(exist_ok=True)
+        (folder / "weights.bin").write_bytes(data)
+        make_external(model.graph.initializer[0], **({"location": name} | entries))
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        return folder / "model.onnx"
+
+    return write

@@ -19,7 +19,7 @@ from converter.config import Gates, Runtime, Target, gates_from_options
 from converter.errors import ConfigError
 from converter.gates import GateResult, judge, require_judgeable
 from converter.latency import Speedup, Timing
-from converter.model_file import file_digest
+from converter.plain_file import file_digest
 from converter.report.files import report_text
 from converter.validation.findings import (
     Accuracy,

@@ -1,9 +1,8 @@
+"""Model files: read without trusting them, and written whole."""
+
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,20 +12,16 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import converter
 from converter import model_file
-from converter.errors import ConfigError, ConverterError, ModelError
-from converter.limits import Limit
+from converter.errors import ConfigError, ModelError
 from converter.model_file import (
     PROTOBUF_LIMIT,
-    check_output_path,
-    external_files,
-    file_digest,
     load_model,
     model_digest,
     save_model,
-    write_text_atomically,
 )
+from converter.plain_file import file_digest
+from tests.converter.model_files import conv_model, refused
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
@@ -36,56 +31,6 @@ net (float[n, 3, 8, 8] x) => (float[n, 4, 8, 8] y)
 <float[4, 3, 1, 1] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}>
 { c = Conv(x, w)  y = Relu(c) }
 """
-
-
-def conv_model(channels: int = 64) -> onnx.ModelProto:
-    """Model whose weight has 12 · channels bytes as raw data, above onnx's external threshold."""
-    weight = np.random.default_rng(0).normal(size=(channels, 3, 1, 1)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"])],
-        "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels, 4, 4])],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def make_external(tensor: TensorProto, **entries: object) -> None:
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in entries.items():
-        tensor.external_data.add(key=key, value=str(value))
-
-
-@pytest.fixture
-def external(tmp_path: Path) -> Callable[..., Path]:
-    """Write a model whose weight lies, it says, in another file; return the model's path."""
-
-    def write(name: str = "weights.bin", **entries: object) -> Path:
-        model = conv_model()
-        data = model.graph.initializer[0].raw_data
-        folder = tmp_path / "model"
-        folder.mkdir(exist_ok=True)
-        (folder / "weights.bin").write_bytes(data)
-        make_external(model.graph.initializer[0], **({"location": name} | entries))
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        return folder / "model.onnx"
-
-    return write
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        load_model(path)
-    message = str(caught.value)
-    assert path.name in message
-    assert "\n" not in message
-    assert ";" in message  # what is wrong; what to do
-    return message
-
-
-# Loading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in LIGHT.glob("*.onnx")))
@@ -181,223 +126,6 @@ def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
     assert "unknown type 999" in refused(path)
 
 
-# External data --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("entries", [{}, {"offset": 0}, {"offset": 0, "length": 768}])
-def test_external_data_is_loaded(external: Callable[..., Path], entries: dict[str, int]) -> None:
-    assert load_model(external(**entries)) == conv_model()
-
-
-def test_external_data_is_found_from_any_folder(
-    external: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = external()
-    monkeypatch.chdir(path.parent)
-    assert load_model(Path(path.name)) == conv_model()
-
-
-def test_a_file_shared_by_tensors_is_read_at_each_offset(external: Callable[..., Path]) -> None:
-    path = external(offset=8, length=768)
-    weights = path.parent / "weights.bin"
-    weights.write_bytes(b"\xff" * 8 + weights.read_bytes() + b"\xff" * 8)
-    assert load_model(path) == conv_model()
-
-
-def test_a_link_within_the_folder_is_followed(external: Callable[..., Path]) -> None:
-    path = external("link.bin")
-    (path.parent / "link.bin").symlink_to("weights.bin")
-    assert load_model(path) == conv_model()
-
-
-@pytest.mark.parametrize(
-    ("location", "words"),
-    [
-        ("absent.bin", "missing"),
-        ("", "names no file"),
-        ("weights.bin\0", "names no file"),
-        ("/etc/passwd", "absolute"),
-        ("\\windows\\system.ini", "absolute"),
-        ("c:weights.bin", "absolute"),
-        ("\\\\server\\share\\weights.bin", "absolute"),
-        ("../secret.bin", "climbs out"),
-        ("..\\secret.bin", "climbs out"),
-        ("sub/../../secret.bin", "climbs out"),
-        ("sub/../weights.bin", "climbs out"),
-        (".", "not a plain file"),
-        ("*/_ORT_MEM_ADDR_/*", "missing"),
-    ],
-)
-def test_external_paths_that_are_not_safe_are_refused(
-    external: Callable[..., Path], tmp_path: Path, location: str, words: str
-) -> None:
-    (tmp_path / "secret.bin").write_bytes(b"\0" * 768)
-    message = refused(external(location))
-    assert words in message
-    assert "'w'" in message
-
-
-@pytest.mark.parametrize("through_folder", [False, True])
-def test_a_link_out_of_the_folder_is_refused(
-    external: Callable[..., Path], tmp_path: Path, through_folder: bool
-) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "secret.bin").write_bytes(b"\0" * 768)
-    path = external("link/secret.bin" if through_folder else "link")
-    link = path.parent / "link"
-    link.symlink_to(outside if through_folder else outside / "secret.bin")
-    assert "leaves the model's folder" in refused(path)
-
-
-def test_a_folder_whose_name_only_begins_like_the_model_s_is_outside(
-    external: Callable[..., Path], tmp_path: Path
-) -> None:
-    outside = tmp_path / "model-2"
-    outside.mkdir()
-    (outside / "secret.bin").write_bytes(b"\0" * 768)
-    path = external("link.bin")
-    (path.parent / "link.bin").symlink_to(outside / "secret.bin")
-    assert "leaves the model's folder" in refused(path)
-
-
-def test_a_pipe_as_external_data_is_refused(external: Callable[..., Path]) -> None:
-    path = external("pipe")
-    os.mkfifo(path.parent / "pipe")
-    assert "not a plain file" in refused(path)
-
-
-@pytest.mark.parametrize(
-    ("entries", "words"),
-    [
-        ({"offset": 8}, "ends at byte 776"),
-        ({"offset": 2**60}, "ends at byte"),
-        ({"length": 764}, "needs 768"),
-        ({"length": 2**62}, "needs 768"),
-        ({"offset": -8}, "no byte count"),
-        ({"offset": "0x10"}, "no byte count"),
-        ({"offset": "1_0"}, "no byte count"),
-        ({"offset": "9" * 5000}, "no byte count"),
-        ({"length": ""}, "no byte count"),
-    ],
-)
-def test_external_ranges_outside_the_file_are_refused(
-    external: Callable[..., Path], entries: dict[str, object], words: str
-) -> None:
-    assert words in refused(external(**entries))
-
-
-def test_a_huge_amount_of_external_data_is_refused(
-    external: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_file, "WEIGHTS_GIB", Limit("TWOFOLD_MAX_WEIGHTS_GIB", 0))
-    assert "set TWOFOLD_MAX_WEIGHTS_GIB above 0" in refused(external())
-
-
-def test_unknown_keys_of_external_data_do_no_harm(external: Callable[..., Path]) -> None:
-    assert load_model(external(raw_data="x", __class__="y")) == conv_model()
-
-
-def _constant(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    node = model.graph.node.add(op_type="Constant", output=["k"])
-    node.attribute.append(helper.make_attribute("value", tensor))
-
-
-def _tensor_list(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    attribute = model.graph.node[0].attribute.add(name="ts", type=onnx.AttributeProto.TENSORS)
-    attribute.tensors.append(tensor)
-
-
-def _subgraph_initializer(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    body = helper.make_graph([], "body", [], [], [tensor])
-    model.graph.node.add(op_type="If").attribute.append(helper.make_attribute("then_branch", body))
-
-
-def _nested_constant(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    inner = helper.make_graph([helper.make_node("Constant", [], ["k"], value=tensor)], "i", [], [])
-    outer = helper.make_graph([helper.make_node("If", [], [], then_branch=inner)], "o", [], [])
-    model.graph.node.add(op_type="Loop").attribute.append(helper.make_attribute("body", outer))
-
-
-def _function_constant(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    node = helper.make_node("Constant", [], ["k"], value=tensor)
-    model.functions.append(
-        helper.make_function("d", "f", [], ["k"], [node], [helper.make_opsetid("", 17)])
-    )
-
-
-def _sparse_initializer(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    model.graph.sparse_initializer.add(dims=[8]).values.CopyFrom(tensor)
-
-
-def _sparse_indices(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    model.graph.sparse_initializer.add(dims=[8]).indices.CopyFrom(tensor)
-
-
-def _sparse_attribute(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    attribute = model.graph.node[0].attribute.add(name="s")
-    attribute.sparse_tensor.values.CopyFrom(tensor)
-
-
-def _training(model: onnx.ModelProto, tensor: TensorProto) -> None:
-    model.training_info.add().algorithm.initializer.append(tensor)
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        _constant,
-        _tensor_list,
-        _subgraph_initializer,
-        _nested_constant,
-        _function_constant,
-        _sparse_initializer,
-        _sparse_indices,
-        _sparse_attribute,
-        _training,
-    ],
-)
-def test_external_data_is_checked_wherever_a_tensor_may_lie(
-    tmp_path: Path, place: Callable[[onnx.ModelProto, TensorProto], None]
-) -> None:
-    tensor = TensorProto(name="hidden", data_type=TensorProto.FLOAT, dims=[2])
-    make_external(tensor, location="/etc/passwd")
-    model = conv_model()
-    place(model, tensor)
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    message = refused(path)
-    assert "absolute" in message
-    assert "'hidden'" in message
-
-
-def test_external_constants_in_subgraphs_are_loaded(tmp_path: Path) -> None:
-    model = onnx.parser.parse_model(
-        """
-        <ir_version: 8, opset_import: ["" : 17]>
-        net (bool c) => (float[2] y)
-        {
-          y = If (c) <
-            then_branch = g1 () => (float[2] a) { a = Constant <value = float[2] {1, 2}> () },
-            else_branch = g2 () => (float[2] b) { b = Constant <value = float[2] {3, 4}> () }
-          >
-        }
-        """
-    )
-    tensor = model.graph.node[0].attribute[0].g.node[0].attribute[0].t
-    tensor.ClearField("float_data")
-    make_external(tensor, location="k.bin", offset=4, length=8)
-    (tmp_path / "k.bin").write_bytes(b"skip" + np.array([5, 6], np.float32).tobytes())
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    loaded = load_model(path).graph.node[0].attribute[0].g.node[0].attribute[0].t
-    assert loaded.data_location == TensorProto.DEFAULT
-    np.testing.assert_array_equal(numpy_helper.to_array(loaded), [5, 6])
-
-
-# Saving ---------------------------------------------------------------------------------------
-
-
 def test_saving_and_loading_gives_the_same_model_and_the_same_bytes(tmp_path: Path) -> None:
     model = conv_model()
     model.metadata_props.add(key="k", value="v")
@@ -478,20 +206,6 @@ def test_a_tensor_above_what_protobuf_copies_is_refused(
         load_model(path)
 
 
-def test_a_file_system_that_is_read_only_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(self: Path, *_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
-
-    monkeypatch.setattr(Path, "open", refused)
-    monkeypatch.setattr(Path, "unlink", refused)  # Linux: also where there is no such file
-    with pytest.raises(ConfigError, match="Read-only file system"):
-        check_output_path(tmp_path / "m.onnx")
-    with pytest.raises(ConfigError, match="Read-only file system"):
-        save_model(conv_model(), tmp_path / "m.onnx")
-
-
 def test_a_model_above_what_protobuf_holds_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,125 +263,6 @@ def test_a_failed_write_leaves_nothing_behind(
 def test_writing_into_a_folder_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be written \(No such file"):
         save_model(conv_model(), tmp_path / "absent" / "m.onnx")
-
-
-def test_text_is_written_whole(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    write_text_atomically(path, "é = 1\n")
-    write_text_atomically(path, "λ = 2\n")
-    assert path.read_bytes() == "λ = 2\n".encode()
-    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
-    with pytest.raises(UnicodeEncodeError):
-        write_text_atomically(path, "\ud800")
-    assert path.read_bytes() == "λ = 2\n".encode()
-    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
-
-
-# Output paths ---------------------------------------------------------------------------------
-
-
-def output_refused(out: Path, *inputs: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        check_output_path(out, *inputs)
-    message = str(caught.value)
-    assert str(out) in message
-    assert ";" in message
-    assert "\n" not in message
-    return message
-
-
-def test_a_usable_output_passes_and_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
-    source = tmp_path / "in.onnx"
-    source.write_bytes(b"x")
-    (tmp_path / "old.onnx").write_bytes(b"y")
-    for name in ("out.onnx", "old.onnx"):
-        check_output_path(tmp_path / name, source, tmp_path / "absent")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "old.onnx"]
-    assert (tmp_path / "old.onnx").read_bytes() == b"y"
-
-
-def test_an_output_in_the_current_folder_passes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    check_output_path(Path("out.onnx"))
-
-
-def test_an_output_that_is_an_input_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "in.onnx"
-    source.write_bytes(b"x")
-    (tmp_path / "soft.onnx").symlink_to("in.onnx")
-    (tmp_path / "hard.onnx").hardlink_to(source)
-    (tmp_path / "folder").symlink_to(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for out in (
-        source,
-        Path("in.onnx"),
-        tmp_path / "soft.onnx",
-        tmp_path / "hard.onnx",
-        tmp_path / "folder" / "in.onnx",
-        tmp_path / "folder" / ".." / tmp_path.name / "in.onnx",
-    ):
-        assert "overwrite the input" in output_refused(out, tmp_path / "other", source)
-    assert "overwrite" in output_refused(source, tmp_path / "soft.onnx")
-
-
-def test_an_output_whose_weights_would_overwrite_an_input_is_refused(tmp_path: Path) -> None:
-    source = tmp_path / "out.onnx.data"
-    source.write_bytes(b"x")
-    assert "overwrite the input" in output_refused(tmp_path / "out.onnx", source)
-
-
-def test_the_files_that_a_models_weights_lie_in_are_inputs_too(
-    external: Callable[..., Path],
-) -> None:
-    source = external()
-    assert external_files(source) == [source.with_name("weights.bin").resolve()]
-    with pytest.raises(ConfigError, match=r"would overwrite the input .*weights\.bin"):
-        converter.convert(source, "images", source.with_name("weights.bin"), converter.Budget(2))
-
-
-def test_outputs_that_cannot_be_files_are_refused(tmp_path: Path) -> None:
-    assert "is a folder" in output_refused(tmp_path)
-    assert "does not exist" in output_refused(tmp_path / "absent" / "out.onnx")
-    (tmp_path / "file").write_bytes(b"")
-    assert "Not a directory" in output_refused(tmp_path / "file" / "out.onnx")
-    os.mkfifo(tmp_path / "pipe")
-    assert "plain file" in output_refused(tmp_path / "pipe")
-    assert "too long" in output_refused(tmp_path / ("n" * 300))
-
-
-def test_a_folder_that_cannot_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, _: str) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert "Permission denied" in output_refused(tmp_path / "out.onnx")
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody can write to")
-def test_a_folder_that_not_even_root_can_write_to_is_refused() -> None:
-    assert re.search(r"cannot be written \(.+\)", output_refused(Path("/proc/self/out.onnx")))
-
-
-# Digest ---------------------------------------------------------------------------------------
-
-
-def test_the_digest_is_sha_256_of_the_content(tmp_path: Path) -> None:
-    data = np.random.default_rng(0).bytes(3 * 2**20 + 5)
-    (tmp_path / "f").write_bytes(data)
-    assert file_digest(tmp_path / "f") == hashlib.sha256(data).hexdigest()
-    with pytest.raises(FileNotFoundError):
-        file_digest(tmp_path / "absent")
-
-
-def test_errors_have_the_exit_codes_of_the_command_line() -> None:
-    assert (ModelError.exit_code, ConfigError.exit_code) == (3, 2)
-    assert issubclass(ModelError, ConverterError)
 
 
 def test_the_digest_of_a_model_covers_its_external_data(external: Callable[..., Path]) -> None:

@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader
 import converter
 from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSettings, Target
 from converter.calibration.opening import open_calibration_set
-from converter.model_file import file_digest
+from converter.plain_file import file_digest
 from converter.planner.cost import ModelCost, count_cost
 from converter.report.page import render_page
 from converter.runtime import model_inputs

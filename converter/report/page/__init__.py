@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from converter.errors import ConfigError
-from converter.model_file import write_text_atomically
+from converter.output_file import write_text_atomically
 from converter.report.page.front import show_front
 from converter.report.page.layers import show_depth, show_layers
 from converter.report.page.made import show_made, show_passes, show_recovery

@@ -20,7 +20,8 @@ from converter import QuantizationSettings, Runtime, Target
 from converter.config import PRESETS, RecoverySettings
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
 from converter.latency import Timing
-from converter.model_file import file_digest, save_model
+from converter.model_file import save_model
+from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
 from converter.quantization.half import in_float16
 from converter.quantization.judge import Deviation, Judge

@@ -19,7 +19,8 @@ from converter.calibration.opening import open_calibration_set
 from converter.cli import app
 from converter.config import Preprocessing
 from converter.errors import CalibrationError, ConfigError
-from converter.model_file import file_digest, save_model
+from converter.model_file import save_model
+from converter.plain_file import file_digest
 from converter.refine import training as module
 from converter.refine.pipeline import checkpoint_of
 from converter.refine.recovery import Recovered, Teacher

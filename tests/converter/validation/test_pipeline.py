@@ -20,7 +20,8 @@ from converter.calibration.sets import Batch
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
 from converter.latency import speedup
-from converter.model_file import file_digest, model_digest, save_model
+from converter.model_file import model_digest, save_model
+from converter.plain_file import file_digest
 from converter.validation.findings import Validation
 from converter.validation.pipeline import validate
 
