@@ -28,7 +28,7 @@ from converter.latency import Speedup, Timing
 from converter.outcome import Latency, Stage
 from converter.project import schema
 from converter.quantization.judge import Deviation
-from converter.quantization.quantizing import InTurns
+from converter.quantization.quantizing import Alone, InTurns
 from converter.quantization.search import LeftInFloat, Trial
 from converter.refine.judge import Judgement
 from converter.solver.solution import Iteration
@@ -240,7 +240,7 @@ REPORTS = (
     Report(
         "twofold-quantization-1",
         "`quantize --json`",
-        (converter.Quantized, Deviation, Trial, LeftInFloat, InTurns),
+        (converter.Quantized, Deviation, Trial, LeftInFloat, InTurns, Alone),
         omitted=("model",),
     ),
     Report(
