@@ -20,7 +20,7 @@ from converter.errors import ModelError
 from converter.external_data import external_locations, load_external_data
 from converter.output_file import data_path, written_together
 from converter.plain_file import file_digest, first_line, open_plain, reason
-from converter.stored_tensors import expected_bytes, tensors, weight_bytes
+from converter.stored_tensors import expected_bytes, raw_bytes, tensors
 
 __all__ = [
     "EXTERNAL_ABOVE",
@@ -93,7 +93,7 @@ def save_model(model: onnx.ModelProto, path: Path, *, external_above: int = EXTE
     ModelError
         Where the model is above what one protobuf file can hold, even without its weights.
     """
-    if weight_bytes(model) <= external_above:
+    if raw_bytes(model) <= external_above:
         with written_together(path) as (file,):
             file.write(_serialised(model, path))
         return
@@ -186,7 +186,7 @@ def _require_text(message: Message, path: Path) -> None:
 
 def _check_with_onnx(model: onnx.ModelProto | bytes, path: Path) -> None:
     try:
-        if not isinstance(model, bytes) and weight_bytes(model) > EXTERNAL_ABOVE:
+        if not isinstance(model, bytes) and raw_bytes(model) > EXTERNAL_ABOVE:
             onnx.checker.check_model(str(path))  # too large to serialise, so from its files
         else:
             onnx.checker.check_model(model)

@@ -1,4 +1,4 @@
-"""Plain files, and nothing that only looks like one."""
+"""Plain files, their digests, and why one could not be read."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # its stu
     Message,
 )
 
-__all__ = ["expected_bytes", "tensors", "weight_bytes"]
+__all__ = ["expected_bytes", "raw_bytes", "tensors"]
 
 _T = onnx.TensorProto
 _BITS: dict[int, int] = {
@@ -53,8 +53,8 @@ def tensors(message: Message) -> Iterator[onnx.TensorProto]:
                 yield from tensors(item)
 
 
-def weight_bytes(model: onnx.ModelProto) -> int:
-    """Return the bytes of all weights that lie in the model itself."""
+def raw_bytes(model: onnx.ModelProto) -> int:
+    """Return the bytes that a model's tensors hold as raw data."""
     return sum(len(tensor.raw_data) for tensor in tensors(model))
 
 

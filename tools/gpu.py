@@ -465,7 +465,10 @@ def measure(case: Case, wish: Wish, bench: Bench) -> Finding:
     original, converted = load_model(case.model), load_model(made)
     models = {
         "fp32": (original, converted),
-        "fp16": (in_float16(original), in_float16(converted)),
+        "fp16": (
+            in_float16(original, Path("original.onnx")),
+            in_float16(converted, Path("converted.onnx")),
+        ),
     }
     images = np.load(case.images)
     checked = images[:CHECKED_IMAGES]

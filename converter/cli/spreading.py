@@ -60,7 +60,7 @@ def extending(base: Callable[..., None]) -> Callable[[Callable[..., None]], Call
             command(asked={name: values.pop(name) for name in taken}, **values)
 
         parameters = [*taken.values(), *own]
-        spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # likewise
         spread.__annotations__ = {each.name: each.annotation for each in parameters}
         return spread
 
@@ -69,4 +69,4 @@ def extending(base: Callable[..., None]) -> Callable[[Callable[..., None]], Call
 
 def group(kind: type[_T], values: dict[str, Any]) -> _T:
     """Make a group of options of those that a command was given."""
-    return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]  # of many types

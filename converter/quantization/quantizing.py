@@ -68,7 +68,9 @@ class InTurns:
 
 @dataclass(frozen=True)
 class Alone:
-    """The original in the same types, its ranges taken in the same way: what there is without a conversion.
+    """The original, quantized as the conversion was, but with no layer in float.
+
+    It is about what there is without a conversion; a search of its own may do better.
 
     Attributes
     ----------
@@ -277,26 +279,27 @@ def quantize(
             *(settings.error, progress),
         )
     else:
-        found = _half(converted, judge)
-    unconverted: onnx.ModelProto | None = None
+        found = _half(converted, path, judge)
+    unconverted: tuple[onnx.ModelProto, Deviation] | None = None
     if original != converted:
         try:
-            unconverted = _alike(original, found, ranged, settings, runtime, progress)
-        except (ModelError, SolverError) as error:
-            notes.append(f"what the original alone would be is not known: {error}")
+            alike = _alike(original, found, ranged, settings, runtime, progress)
+            unconverted = alike, right.of(alike)
+        except (ModelError, CalibrationError, SolverError) as error:  # the conversion is there
+            notes.append(f"how the original in {settings.precision} compares is not known: {error}")
 
     after, finite = right.of(found.model), math.isfinite(found.deviation.error)
     timings: dict[str, Timing] = {}
     if timing:
         models = {"original": original, "float": converted, "quantized": found.model}
         if unconverted is not None:
-            models["alone"] = unconverted
+            models["alone"] = unconverted[0]
         with progress.stage("time the quantized model", 1):
             timings = _in_turns(models, feeds, runtime)
     latency = _latency(timings, target) if timings else None
     alone = None
     if unconverted is not None:
-        alone = _alone(right.of(unconverted), unconverted.ByteSize(), timings)
+        alone = _alone(unconverted[1], unconverted[0].ByteSize(), timings)
     faster = latency is None or latency.over_float.ratio >= 1.0
     return Quantized(
         model=found.model if faster and finite else converted,
@@ -319,13 +322,13 @@ def quantize(
         notes=(
             *notes,
             *_verdict(faster=faster, finite=finite),
-            *_without_a_conversion(alone, after, settings.precision),
+            *(_better_alone(alone, after, timings, settings) if faster and finite else ()),
         ),
     )
 
 
-def _half(converted: onnx.ModelProto, judge: Judge) -> Found:
-    model = in_float16(converted)
+def _half(converted: onnx.ModelProto, path: Path, judge: Judge) -> Found:
+    model = in_float16(converted, path)
     deviation = judge.of(model)
     trial = Trial("float16", 0, deviation.error, deviation.agreement, None)
     return Found(model, deviation, "", "", (), (trial,))
@@ -343,7 +346,7 @@ def _alike(
     path = Path("the original")
     require_quantizable(original, path, settings, runtime)
     if settings.precision == "float16":
-        return in_float16(original)
+        return in_float16(original, path)
     ready = find_ranges(original, path, images, settings, runtime, progress)
     types = next(each for each in ARITHMETICS if each.name == found.types)
     return in_int8(ready.model, ready.ranges.by(found.ranges), types)
@@ -393,13 +396,20 @@ def _verdict(*, faster: bool, finite: bool) -> tuple[str, ...]:
     return ()
 
 
-def _without_a_conversion(alone: Alone | None, after: Deviation, precision: str) -> tuple[str, ...]:
-    """Say so where the original, quantized, answers better and is no slower."""
+def _better_alone(
+    alone: Alone | None,
+    after: Deviation,
+    timings: Mapping[str, Timing],
+    settings: QuantizationSettings,
+) -> tuple[str, ...]:
+    """Say so where the original, quantized, answers better, is no slower, and faster than in float."""
     if alone is None or alone.speedup is None:
         return ()
-    if alone.speedup.low > 1.0 or alone.deviation.error >= after.error:
+    closer = alone.deviation.error < after.error
+    pays = speedup(timings["original"], timings["alone"]).ratio >= 1.0
+    if not (closer and pays) or alone.speedup.ratio > 1.0:
         return ()
     return (
-        f"the original in {precision} without a conversion is closer to its own answers and not slower here: "
-        "give `twofold quantize` the original twice to get it",
+        f"the original in {settings.precision} is closer to its own answers than this conversion, and no "
+        "slower here: give `twofold quantize` the original twice to get it",
     )

@@ -71,7 +71,7 @@ class Recording:
         """
         fed = {each.name for each in model_inputs(self._model)}
         inner = [name for name in tensors if name not in fed]
-        label = "the converted model"
+        label = "the model that is quantized"
         session = open_session(
             expose(self._model, inner), self._runtime, spinning=False, label=label
         )

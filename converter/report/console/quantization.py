@@ -118,6 +118,6 @@ def _alone_lines(alone: Mapping[str, Any], precision: str) -> Iterator[str]:
     )
     if alone["ms"] is not None:
         yield (
-            f"            it takes {milliseconds(alone['ms'])}; this model is "
+            f"            it takes {milliseconds(alone['ms'])}; the quantized conversion is "
             f"{interval(**alone['speedup'])} times as fast"
         )

@@ -148,7 +148,7 @@ def test_the_original_alone_is_measured_beside_a_conversion(
     assert 0 < alone.deviation.error < quantized.after.error
     assert not quantized.left  # so both are quantized as a whole
     assert alone.bytes == quantized.bytes_after
-    assert any("without a conversion is closer" in note for note in quantized.notes) is told
+    assert any("is closer to its own answers" in note for note in quantized.notes) is told
 
 
 def test_where_the_original_cannot_be_quantized_a_note_says_so(
@@ -169,8 +169,62 @@ def test_where_the_original_cannot_be_quantized_a_note_says_so(
     assert quantized.shipped
     assert quantized.alone is None
     assert quantized.notes == (
-        "what the original alone would be is not known: the original has opset 6",
+        "how the original in int8 compares is not known: the original has opset 6",
     )
+
+
+def test_where_the_original_is_refused_once_it_is_quantized_a_note_says_so(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = module._alike
+    refused: list[onnx.ModelProto] = []
+
+    def kept(*given: Any) -> onnx.ModelProto:
+        refused.append(alike(*given))
+        return refused[0]
+
+    of = Judge.of
+
+    def judged(judge: Judge, model: onnx.ModelProto) -> Deviation:
+        if refused and model is refused[0]:
+            raise ModelError("onnxruntime has no kernel")
+        return of(judge, model)
+
+    monkeypatch.setattr(module, "_alike", kept)
+    monkeypatch.setattr(Judge, "of", judged)
+    converted, out = converted_from(files), tmp_path / "out.onnx"
+    quantized = converter.quantize(files[0], converted, files[1], out, target=TARGET, timing=False)
+    assert refused
+    assert quantized.shipped
+    assert quantized.alone is None
+    assert "compares is not known: onnxruntime has no kernel" in quantized.notes[-1]
+    assert out.exists()
+
+
+def test_a_conversion_that_stays_in_float_is_not_compared_with_the_original_in_integers(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paced(monkeypatch, 12.0, alone_ms=6.0)
+    converted = converted_from(files)
+    quantized = converter.quantize(
+        files[0], converted, files[1], tmp_path / "out.onnx", target=TARGET
+    )
+    assert not quantized.shipped
+    assert quantized.alone is not None
+    assert not any("closer to its own answers" in note for note in quantized.notes)
+
+
+def test_an_original_that_is_slower_in_integers_is_not_praised(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower = paced(monkeypatch, 9.5, alone_ms=10.5)
+    converted = converted_from(files)
+    quantized = converter.quantize(
+        files[0], converted, files[1], tmp_path / "out.onnx", target=TARGET
+    )
+    assert slower[-1][-1] == "alone"
+    assert quantized.shipped
+    assert not any("closer to its own answers" in note for note in quantized.notes)
 
 
 def test_a_model_that_is_not_finite_is_not_written(
@@ -213,6 +267,15 @@ def test_half_precision_is_written_where_it_is_finite(
     assert 0 < quantized.after.error < 1e-4
     assert quantized.bytes_before > 1.5 * quantized.bytes_after
     assert [trial.name for trial in quantized.trials] == ["float16"]
+    beside = converter.quantize(
+        *(files[0], converted_from(files), files[1], tmp_path / "beside.onnx", settings),
+        target=TARGET,
+        timing=False,
+    )
+    assert beside.alone is not None
+    assert beside.alone.deviation.error < beside.after.error
+    assert (beside.alone.ms, beside.alone.speedup) == (None, None)
+    assert beside.alone.bytes == beside.bytes_after
 
 
 def test_what_cannot_be_quantized_is_refused_in_one_sentence(
@@ -224,7 +287,7 @@ def test_what_cannot_be_quantized_is_refused_in_one_sentence(
     quantize(files, out)
     with pytest.raises(ModelError, match=r"out\.onnx is quantized already; give the float32 model"):
         quantize((out, files[1]), tmp_path / "again.onnx")
-    save_model(in_float16(network()), out)
+    save_model(in_float16(network(), out), out)
     with pytest.raises(ModelError, match=r"out\.onnx is float16 already"):
         quantize((out, files[1]), tmp_path / "again.onnx")
     np.save(tmp_path / "few.npy", images[:19])

@@ -27,7 +27,7 @@ def test_quantization_shows_what_was_tried_and_what_came_of_it(quantized: Quanti
         "            3.00 (2.90–3.10) times as fast as the original, 1.50 (1.40–1.60) times as the float "
         "model\n"
         "unconverted the original in int8: off by 0.2 %, the same best class for 99.00 %, 3.00 MiB\n"
-        "            it takes 5.00 ms; this model is 1.25 (1.20–1.30) times as fast\n"
+        "            it takes 5.00 ms; the quantized conversion is 1.25 (1.20–1.30) times as fast\n"
         "note: a note\n"
         "model       q.onnx\n"
     ) in text

@@ -78,6 +78,11 @@ def test_the_written_model_has_its_own_latency_or_none(quantized: Report, run: R
     assert show_quantization(Record(run)) is None
 
 
+def test_a_report_from_before_the_original_stood_beside_is_shown(quantized: Report) -> None:
+    del quantized["quantization"]["alone"]
+    assert not any("not converted" in name for name in facts(quantized))
+
+
 def test_a_few_names_of_many(quantized: Report) -> None:
     names = [f"layer{index}" for index in range(150)]
     quantized["quantization"] |= {"left": [{"layers": names}], "layers": 400}
