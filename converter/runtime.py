@@ -116,8 +116,8 @@ def open_session(
     provider = _PROVIDERS[runtime.provider]
     if provider not in ort.get_available_providers():
         raise ConfigError(
-            f"the installed onnxruntime has no {provider}; pip install 'twofold[gpu]' brings it, "
-            "or use the cpu provider"
+            f"the installed onnxruntime has no {provider}; pip uninstall onnxruntime and pip install "
+            "onnxruntime-gpu in its place, or use the cpu provider"
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = runtime.thread_count

@@ -186,6 +186,7 @@ def page(results: Results, asked: Mapping[str, bool]) -> str:
         "  than a tenth, the plan is timed once more as it was when it was made, with random weights; in",
         "  brackets, what is off at that pace.",
         "  Seconds and memory: the whole program `twofold convert`.",
+        "- Allowed, asked: the project's own goals, which the program does not enforce; some rows miss them.",
         *runs.legend(),
         "",
         "## Converted, nothing retrained",

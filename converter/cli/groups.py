@@ -93,15 +93,17 @@ class Preparation:
     mean: Annotated[
         str | None,
         typer.Option(
-            metavar="R,G,B",
-            help="Subtracted after the scale, as in 0.485,0.456,0.406.",
+            metavar="NUMBER,NUMBER",
+            help="Subtracted after the scale: one number, or one for each of --channels in order.",
             rich_help_panel=IMAGES,
         ),
     ] = None
     std: Annotated[
         str | None,
         typer.Option(
-            metavar="R,G,B", help="Divided by after the mean is off.", rich_help_panel=IMAGES
+            metavar="NUMBER,NUMBER",
+            help="Divided by after the mean is off.",
+            rich_help_panel=IMAGES,
         ),
     ] = None
 

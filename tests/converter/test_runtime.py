@@ -129,7 +129,7 @@ def test_cuda_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         runtime_module.ort, "get_available_providers", lambda: ["CPUExecutionProvider"]
     )
-    with pytest.raises(ConfigError, match=r"pip install 'twofold\[gpu\]'"):
+    with pytest.raises(ConfigError, match=r"pip install onnxruntime-gpu in its place"):
         open_session(matmul(), Runtime("cuda"))
 
 
