@@ -36,7 +36,7 @@ from passes.base import PassError, PassResult, run_passes
 from passes.exchange import export_model, import_graph
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
-from passes.normalise import normalising
+from passes.normalise import import_with_shapes, normalising
 
 __all__ = ["Clock", "Prepared", "Start", "normalised", "one_sample", "prepare", "target_batch"]
 
@@ -176,12 +176,12 @@ def prepare(
     together = None if solver.device == "cpu" else 1
     place = executor if isinstance(executor, Place) else Here(executor, together, work)
 
-    # names of tensors stay, so that what is found now stays true while layers are replaced
+    # names of tensors stay, so that what is found now stays true while layers are replaced; shortcuts are
+    # found by shapes, which were not exported
     with clock.stage("normalise"):
         start = _normalised_model(model) if start is None else start
         original, digest = start.model, start.digest
-        graph = import_graph(original)
-        layers = find_layers(graph)
+        layers = find_layers(import_with_shapes(original))
         convertible = [layer for layer in layers if layer.reason is None]
         _require_convertible(layers, model)
         inputs = model_inputs(original, label=str(model))

@@ -21,11 +21,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from passes.base import Pass, PassLog
-from passes.exchange import export_skeleton, origin_of
+from passes.base import Pass, PassLog, run_passes
+from passes.exchange import export_skeleton, import_graph, origin_of
 from passes.wiring import Wiring, constant_value, element_type, is_standard, label
 
-__all__ = ["FoldConstants", "InferShapes", "RemoveUnused", "normalising"]
+__all__ = ["FoldConstants", "InferShapes", "RemoveUnused", "import_with_shapes", "normalising"]
 
 Array = NDArray[np.generic]
 _GIB = 1 << 30
@@ -34,6 +34,21 @@ _GIB = 1 << 30
 def normalising(max_bytes: int = _GIB) -> tuple[Pass, ...]:
     """Return the passes that normalise a graph, in order; `max_bytes` as in `FoldConstants`."""
     return FoldConstants(max_bytes), RemoveUnused(), InferShapes()
+
+
+def import_with_shapes(model: onnx.ModelProto) -> gs.Graph:
+    """Import a model that was normalised and exported, with the shapes that no export has.
+
+    `passes.layers.find_layers` sees no shortcut without them, nor the activation behind it.
+
+    Raises
+    ------
+    PassError
+        As `import_graph`.
+    """
+    graph = import_graph(model)
+    run_passes(graph, [InferShapes()])
+    return graph
 
 
 class FoldConstants(Pass):

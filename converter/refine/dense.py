@@ -17,9 +17,10 @@ from converter.config import Runtime
 from converter.runtime import open_session, run
 from passes.base import run_passes
 from passes.densify import Densify
-from passes.exchange import export_model, import_graph
+from passes.exchange import export_model
 from passes.expose import extract
 from passes.layers import Layer, find_layers
+from passes.normalise import import_with_shapes
 
 __all__ = ["dense"]
 
@@ -53,7 +54,7 @@ def dense(
     for tensor in model.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
-    graph = import_graph(model)
+    graph = import_with_shapes(model)
     nodes = {node.output[0]: node for node in original.graph.node if node.output}
     kept = {_plain(node) for node in converted.graph.node}
     for layer in find_layers(graph):

@@ -137,6 +137,16 @@ def test_every_convertible_layer_has_candidates(prepared: Callable[..., Prepared
         assert found.metrics[name].shape == (geometry.outputs, geometry.outputs)
 
 
+def test_a_shortcut_is_seen_though_the_file_has_no_shapes(
+    prepared: Callable[..., Prepared],
+) -> None:
+    found = prepared()
+    assert not found.original.graph.value_info
+    layer = next(each for each in found.layers if each.name == "conv2")
+    assert (layer.shortcut, layer.sum, str(layer.activation)) == ("r1", "s", "relu")
+    assert (found.samples["conv2"].target < 0).any()  # before the activation, shortcut and all
+
+
 def test_costs_of_kept_layers_are_those_that_were_counted(
     prepared: Callable[..., Prepared],
 ) -> None:
