@@ -270,7 +270,8 @@ def _in_time(
         wanted = original.median_ms / budget.latency_ms
         option = f"--latency-ms {budget.latency_ms:g}"
     factor = budget.speedup is not None
-    aim = asked = wanted * more * (1 + MARGIN)
+    least = wanted * more
+    aim = asked = least * (1 + MARGIN)
     met: list[Choice] = []
     fastest: tuple[float, Choice] | None = None
     for _ in range(TRIALS):
@@ -278,9 +279,12 @@ def _in_time(
             within = _time_limit(paced, asked, option, factor=factor)
             choice = choose(paced.candidates, [*limits, within])
         except ConfigError:
-            if fastest is None:
+            if fastest is not None:
+                break
+            if asked == least:
                 raise
-            break
+            asked = least  # what is within reach is tried, though without a margin
+            continue
         found = _tried(prepared, paced, {"plan": choice})["plan"]
         if fastest is None or found > fastest[0]:
             fastest = found, choice

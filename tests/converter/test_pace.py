@@ -280,6 +280,21 @@ def test_a_speedup_beyond_the_cheapest_forms_is_refused_with_what_can_be_reached
         plan(prepared, paced(prepared, 1e-6, rest_ms=1.0), Budget(speedup=500))
 
 
+def test_a_speedup_just_within_reach_is_tried_without_a_margin(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6, rest_ms=1.0)
+    cheapest = {
+        name: min(each, key=lambda one: one.macs) for name, each in timed.candidates.items()
+    }
+    best = timed.added_up(cheapest)
+    clock(monkeypatch, [best])
+    choice = plan(prepared, timed, Budget(speedup=best / (1 + module.MARGIN / 2)))
+    assert timed.added_up(choice.chosen) > best / (1 + module.MARGIN)
+    with pytest.raises(ConfigError, match="at best"):
+        plan(prepared, timed, Budget(speedup=best * 1.001))
+
+
 def test_a_latency_is_compared_with_what_the_original_takes(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:

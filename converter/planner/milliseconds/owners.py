@@ -18,6 +18,8 @@ from passes.layers import Layer
 __all__ = ["Owners", "by_layer"]
 
 _REORDERS = ("ReorderInput", "ReorderOutput")
+_FUSED = "fused "
+"""What onnxruntime puts before the name of a Gemm with an activation in it."""
 
 
 def by_layer(profile: Profile, layers: Sequence[Layer], overhead: float) -> dict[str, float]:
@@ -55,8 +57,14 @@ class Owners:
                     self._named[tensor] = layer.name
 
     def of_node(self, node: onnx.NodeProto) -> str | None:
-        """Name the layer of a node, by what it writes or by the name that onnxruntime gave it."""
-        written = [node.name.removesuffix("_nchwc"), *node.output]
+        """Name the layer of a node, by what it writes or by the name that onnxruntime gave it.
+
+        A Gemm takes any activation after it into itself, and then writes what that wrote.
+        """
+        name = node.name.removeprefix(_FUSED).removesuffix("_nchwc")
+        if name in self._stems:
+            return name
+        written = [name, *node.output]
         found = (self._named.get(name) or self.inside(name) for name in written)
         return next(filter(None, found), None)
 

@@ -10,10 +10,8 @@ from onnx import helper, numpy_helper
 from converter.config import Runtime, Target
 from converter.planner.milliseconds.forms import Point
 from converter.schemes.form import Form
-from passes.base import run_passes
-from passes.exchange import import_graph
 from passes.layers import Layer, find_layers
-from passes.normalise import InferShapes
+from passes.normalise import import_with_shapes
 from passes.split import Branches, Factor
 
 TARGET = Target(Runtime(threads=1), batch=2)
@@ -62,9 +60,7 @@ def network(*, blocks: int = 2) -> onnx.ModelProto:
 
 
 def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    graph = import_graph(model)
-    run_passes(graph, [InferShapes()])
-    return find_layers(graph)
+    return find_layers(import_with_shapes(model))
 
 
 def replace(layer: Layer, form: Form) -> Branches:

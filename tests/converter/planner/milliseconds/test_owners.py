@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from converter.planner.milliseconds.forms import Subject, with_forms
 from converter.planner.milliseconds.owners import Owners, by_layer
@@ -38,6 +41,26 @@ def test_every_node_of_the_optimised_graph_is_counted_once(support: int) -> None
     rest = profile.total(0.0) - sum(times.values())
     assert rest >= sum(profile.nodes[node.name] for node in free) - 1e-9
     assert rest < 0.5 * profile.total(0.0)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Tanh", "Sigmoid", "Softplus"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_activation_within_a_gemm_leaves_it_its_layer(activation: str, rank: int) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> mlp (float[n, 24] x) => (float[n, 8] y) {'
+        f"  [first] h = Gemm <transB = 1> (x, a)  t = {activation} (h)"
+        "  [last] y = Gemm <transB = 1> (t, b) }"
+    )
+    for name, shape in (("a", (16, 24)), ("b", (8, 16))):
+        weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+    layers = layers_of(model)
+    feeds = {"x": np.ones((1, 24), np.float32)}
+    forms = {layer.name: channel(layer, rank, 0)[0] for layer in layers} if rank else {}
+    subject = Subject(model, tuple(layers), {}, replace, feeds, TARGET.runtime)
+    profile = profiled(with_forms(subject, forms), feeds, TARGET.runtime, 0.01)
+    assert any(node.op_type == "FusedGemm" for node in profile.graph.node)
+    assert set(by_layer(profile, layers, 0.0)) == {"first", "last"}
 
 
 def test_reorders_belong_to_those_who_ask_for_them() -> None:
