@@ -306,10 +306,10 @@ def _run(work: _Work, part: Batch, advance: Advance) -> None:
     filled = next(len(feed) for feed in part.feeds.values())
     for measured in work.measured:
         output = outputs[measured.name]
-        if output.ndim < 2 or len(output) != filled:
+        if output.ndim < 1 or len(output) != filled:
             measured.excluded = "it has not one row for each image"
         if measured.excluded is None:
-            _add_output(work, measured, output.flatten(1), tapped, part.count)
+            _add_output(work, measured, output.reshape(len(output), -1), tapped, part.count)
     work.images += part.count
     advance(part.count)
 

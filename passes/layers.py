@@ -145,7 +145,7 @@ def find_layers(graph: gs.Graph) -> tuple[Layer, ...]:
                     input=next((tensor.name for tensor in node.inputs), ""),
                     output=output,
                     response=output,
-                    group=int(node.attrs.get("group", 1)),
+                    group=_stated_group(node),
                     activated=output,
                     reason=f"it lies in {place}, which is left as it is",
                 )
@@ -231,6 +231,12 @@ def _outputs_first(node: gs.Node, weight: Array) -> Array | None:
     if node.op == "ConvTranspose":
         return weight.swapaxes(0, 1) if node.attrs.get("group", 1) == 1 else None
     return weight
+
+
+def _stated_group(node: gs.Node) -> int:
+    """Return the groups of a Conv; 1 where a function leaves them to its caller."""
+    group = node.attrs.get("group", 1)
+    return group if isinstance(group, int) else 1
 
 
 def _refuse_operator(graph: gs.Graph, node: gs.Node) -> None:

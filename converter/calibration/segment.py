@@ -40,6 +40,7 @@ class Segment:
         self._session: ort.InferenceSession | None = None
         if self._computed:
             part = extract(model, self.given, self._computed)
+            _free_batch(part, model)
             self._session = open_session(part, runtime, spinning=False)
 
     def run(self, tensors: Tensors) -> Tensors:
@@ -49,6 +50,25 @@ class Segment:
             arrays = run(self._session, self._computed, tensors)
             results = dict(zip(self._computed, arrays, strict=True))
         return {name: results[name] if name in results else tensors[name] for name in self._wanted}
+
+
+def _free_batch(part: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Leave the first axis of what is fed free, where all inputs of the model leave it free.
+
+    Stated shapes may be those of a batch that the model had before somebody freed it.
+    """
+    weights = _initializer_names(model.graph)
+    fed = [value for value in model.graph.input if value.name not in weights]
+    if any(axis.HasField("dim_value") for value in fed for axis in _first_axis(value)):
+        return
+    for value in part.graph.input:
+        if value.name not in weights:
+            for axis in _first_axis(value):
+                axis.ClearField("dim_value")
+
+
+def _first_axis(value: onnx.ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Dimension]:
+    return list(value.type.tensor_type.shape.dim[:1])
 
 
 def frontier_of(graph: onnx.GraphProto, layer: Layer) -> tuple[str, ...]:

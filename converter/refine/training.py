@@ -329,8 +329,10 @@ class Training:
         arrays: dict[str, NDArray[Any]] = {}
         updates = 0
         for number, (name, value) in enumerate(self.networks.parameters.items()):
-            state = self._adam.state[value]
-            updates = int(state["step"])  # fewer than steps, where channels went first
+            # what leads to an output that is left out gets no gradient, and so no state
+            state = self._adam.state.get(value) or _untouched(value)
+            # fewer than steps, where channels went first
+            updates = max(updates, int(state["step"]))
             arrays[f"{number}/now"] = value.detach().cpu().numpy()
             arrays[f"{number}/mean"] = self._mean[name].cpu().numpy()
             arrays[f"{number}/best"] = self.best[name]
@@ -389,6 +391,12 @@ class Training:
         self.judged, self.gained = int(about["judged"]), bool(about["gained"])
         self.shrunk, self.restarted = float(about["shrunk"]), float(about["restarted"])
         return True
+
+
+def _untouched(value: Tensor) -> dict[str, Any]:
+    """Give the state that Adam has of a weight before its first gradient."""
+    nothing = value.detach().new_zeros(value.shape)
+    return {"step": 0, "exp_avg": nothing, "exp_avg_sq": nothing}
 
 
 def _together(parts: Iterable[Mapping[str, Tensor]], outputs: Sequence[str]) -> dict[str, Tensor]:

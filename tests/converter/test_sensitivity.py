@@ -90,6 +90,24 @@ def test_a_linear_network_has_its_metric_in_closed_form(stack: Stack) -> None:
     assert (found.outputs, found.images, found.projections, found.left_out) == (("y",), 400, 10, {})
 
 
+def test_one_number_for_each_image_tells_them_apart(stack: Stack) -> None:
+    text = LINEAR.replace("(float[batch,5] y)", "(float[batch] z)").replace(
+        "y = MatMul (f, u) }", "y = MatMul (f, u) z = ReduceSum <keepdims=0> (y, axis) }"
+    )
+    one, other = (
+        build(source, {**LINEAR_WEIGHTS, "axis": np.array([1])})
+        for source in (
+            text,
+            text.replace("float[batch] z", "float[batch,1] z").replace("=0>", "=1>"),
+        )
+    )
+    samples = normal(3, 40, 2, 4, 4)
+    found, wanted = (
+        output_metrics(model, {"a": 1}, stack(model, samples)).metric["a"] for model in (one, other)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 CURVED = """
 g (float[batch,2,6,6] x, float[4,2,3,3] w, float[3,4,3,3] v, float[6,3] u) => (float[batch,6] y) {
   a = Conv <pads=[1,1,1,1]> (x, w)

@@ -493,6 +493,20 @@ def test_layers_inside_of_others_are_listed_with_their_place() -> None:
     assert local.reason == "it lies in the model-local function 'Twice', which is left as it is"
 
 
+def test_a_conv_whose_groups_a_function_leaves_to_its_caller_is_listed() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[1, 2, 4, 4] x, float[2, 1, 1, 1] w) => (float[1, 2, 4, 4] y) {
+            y = own.Grouped<groups = 2>(x, w)
+        }
+        <opset_import: ["": 17], domain: "own"> Grouped <groups> (a, b) => (c) {
+            c = Conv<group: int = @groups>(a, b)
+        }"""
+    )
+    (layer,) = find_layers(import_graph(model))
+    assert layer.reason == "it lies in the model-local function 'Grouped', which is left as it is"
+
+
 def test_a_weight_that_a_subgraph_reads_is_shared() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>

@@ -98,8 +98,10 @@ def _entry_shapes(subject: Subject, layers: Sequence[Layer]) -> dict[str, tuple[
 
 
 def _idle(part: onnx.ModelProto) -> onnx.ModelProto:
-    """Make a model with the inputs of `part` that does nothing: what a call costs by itself."""
+    """Make a model with what is fed to `part` that does nothing: what a call costs by itself."""
+    stored = {tensor.name for tensor in part.graph.initializer}
+    fed = [value for value in part.graph.input if value.name not in stored]
     shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [None])
-    node = helper.make_node("Shape", [part.graph.input[0].name], ["shape"])
-    graph = helper.make_graph([node], "idle", part.graph.input, [shape])
+    node = helper.make_node("Shape", [fed[0].name], ["shape"])
+    graph = helper.make_graph([node], "idle", fed, [shape])
     return helper.make_model(graph, opset_imports=part.opset_import, ir_version=part.ir_version)

@@ -97,6 +97,31 @@ def test_a_shortcut_may_be_the_input_of_the_model() -> None:
     np.testing.assert_array_equal(inputs.offset, at_positions("Conv", x, sample))
 
 
+def test_shapes_of_a_batch_that_was_freed_later_do_no_harm() -> None:
+    model = parsed(
+        """
+        g (float[n, 3, 5, 5] x) => (float[n, 4, 5, 5] y) {
+            [first] h = Conv<pads = [1, 1, 1, 1]>(x, v)
+            r = Relu(h)
+            [second] k = Conv<pads = [1, 1, 1, 1]>(r, w)
+            s = Relu(k)
+            [third] y = Conv<pads = [1, 1, 1, 1]>(s, w2)
+        }
+        """,
+        {"v": normal(4, 3, 3, 3), "w": normal(4, 4, 3, 3), "w2": normal(4, 4, 3, 3, seed=1)},
+    )
+    for name in "hrks":  # as shape inference left them when the batch was 1
+        stale = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4, 5, 5])
+        model.graph.value_info.append(stale)
+    layers = layers_of(model)
+    recorder = Recorder(Stacks(x=normal(6, 3, 5, 5)), CalibrationSettings(batch=4), ONE_THREAD)
+    samples = recorder.originals(model, list(layers.values()))
+    for layer in layers.values():
+        inputs = recorder.inputs(model, layer, samples[layer.name])
+        assert_close(answers(layer, inputs), samples[layer.name].target)
+    assert recorder.describe()["cuts"]["runs_from_start"] == 1
+
+
 def test_shapes_that_cross_the_cuts_fit_a_last_batch_that_is_smaller() -> None:
     model = parsed(
         """

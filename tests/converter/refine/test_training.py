@@ -22,7 +22,7 @@ from converter.refine import training as module
 from converter.refine.images import Images
 from converter.refine.lessons import Lessons
 from converter.refine.networks import Networks
-from tests.converter.refine.small import RUNTIME, network, settings, weights
+from tests.converter.refine.small import RUNTIME, cut_off, network, settings, weights
 
 
 def test_steps_get_smaller_where_they_only_shake_a_good_network(
@@ -38,6 +38,34 @@ def test_steps_get_smaller_where_they_only_shake_a_good_network(
         found = converter.recover(original, damaged, images, out, shaken, runtime=RUNTIME)
         losses.append(found.after.loss / found.before.loss)
     assert losses[1] < 0.5 * losses[0], losses
+
+
+def test_weights_that_lead_to_an_output_that_is_left_out_stay(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    for path, noise in ((original, 0.0), (damaged, 0.3)):
+        model = network(noise)
+        head = numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "head")
+        model.graph.initializer.append(head)
+        model.graph.node.add(op_type="Conv", input=["r", "head"], output=["q"])
+        total = onnx.helper.make_node("ReduceMean", ["q"], ["total"], keepdims=0)
+        model.graph.node.append(total)
+        kind = onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, [])
+        model.graph.output.append(kind)
+        save_model(model, path)
+    out, asked = original.parent / "out.onnx", settings(epochs=4)
+    kept = original.parent / "kept.npz"
+    asking = (original, damaged, images, out, asked)
+    with monkeypatch.context() as patched:
+        cut_off(patched, at=25)
+        with pytest.raises(KeyboardInterrupt):
+            converter.recover(*asking, runtime=RUNTIME, checkpoint=kept)
+    assert kept.exists()
+    found = converter.recover(*asking, runtime=RUNTIME, checkpoint=kept)
+    assert any("went on from step" in note for note in found.notes)
+    assert found.improved
+    np.testing.assert_array_equal(weights(out)["head"], np.ones((1, 8, 1, 1), np.float32))
 
 
 def channel_scales(found: NDArray[np.float32], given: NDArray[np.float32]) -> NDArray[np.float64]:

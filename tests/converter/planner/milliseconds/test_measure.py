@@ -79,6 +79,17 @@ def test_less_work_reads_as_less_time(tmp_path: Path, alone: bool) -> None:
     assert found.layer_ms("no such layer", KEEP, 0.0) is None
 
 
+def test_alone_weights_that_are_inputs_too_are_not_fed(tmp_path: Path) -> None:
+    model = network(blocks=1)
+    for tensor in model.graph.initializer:
+        kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(kind)
+    model.ir_version = 3
+    layers = layers_of(model)
+    found = measure(model, tmp_path, points_of(layers, 4), alone=True)
+    assert set(found.curves) == {layer.name for layer in layers}
+
+
 def test_a_second_plan_runs_the_original_alone(tmp_path: Path, sessions: list[int]) -> None:
     model = network(blocks=1)
     points = points_of(layers_of(model), 8, 16)
