@@ -29,7 +29,7 @@ from converter.progress import Progress
 from converter.realisation import rewritten
 from converter.runtime import model_inputs, open_session, run
 from converter.schemes import Candidate
-from converter.sensitivity import output_sources
+from converter.sensitivity import NO_VARIANCE, output_sources
 from converter.work import key_of
 from passes.expose import expose
 from passes.layers import Layer
@@ -110,10 +110,11 @@ def _corrected(
     if work is not None:
         metric, sample = prepared.metrics[layer.name], prepared.samples[layer.name]
         seen = (outputs.digest, sample.positions, sample.target)
-        key = key_of("predict", "corrected", layer.name, seen, at, candidates, metric, rough)
-        known = work.candidates(key)
-        if known is not None:
-            return known
+        known = (prepared.digest, layer.name, seen, at, candidates, metric, rough)
+        key = key_of("predict", "corrected", *known)
+        kept = work.candidates(key)
+        if kept is not None:
+            return kept
     factor = _odds(outputs.error(_alone(prepared, layer, at, rough))) / _odds(at.effect)
     factor = min(max(factor, 1 / MOST), MOST)
     found = tuple(
@@ -146,6 +147,11 @@ def _alone(
     return rewritten(prepared, {layer.name: branches_of(geometry, at.form, fitted)}, reorder=False)
 
 
+def _differs(rows: NDArray[np.float64]) -> bool:
+    """Whether an output differs between images by more than rounding, as for Ω."""
+    return float(rows.var(0).sum()) > NO_VARIANCE * float(np.square(rows.mean(0)).sum())
+
+
 class _Outputs:
     """What a network answers to some images, beside what its original does."""
 
@@ -173,7 +179,7 @@ class _Outputs:
     def _right(self) -> dict[str, NDArray[np.float64]]:
         """What the original answers, of outputs that differ between images."""
         found = self._answers(self._original, self._sources)
-        return {name: rows for name, rows in found.items() if rows.size and np.ptp(rows, 0).any()}
+        return {name: rows for name, rows in found.items() if rows.size and _differs(rows)}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from converter.solver.solution import Solution
 
 __all__ = [
+    "UNSEEN_EVERY",
     "Task",
     "branches_of",
     "branches_of_form",

@@ -205,6 +205,7 @@ def convert(
                 )
             if recovered.improved:
                 save_model(recovered.model, out)
+    if recovery is not None:
         # an earlier run may have measured two parts where this has one
         for part in range(max(parts, 2)):
             checkpoint_of(out, part).unlink(missing_ok=True)

@@ -93,6 +93,8 @@ class Prepared:
         The model's file.
     original : onnx.ModelProto
         The model, normalised and with BatchNormalization folded; the only copy of its weights that stays.
+    digest : str
+        Tells it from others.
     passes : tuple of PassResult
         What that changed.
     data : CalibrationSet
@@ -116,6 +118,7 @@ class Prepared:
 
     path: Path
     original: onnx.ModelProto
+    digest: str
     passes: tuple[PassResult, ...]
     data: CalibrationSet
     sample: dict[str, NDArray[Any]]
@@ -237,6 +240,7 @@ def prepare(
     return Prepared(
         path=model,
         original=original,
+        digest=digest,
         passes=start.passes,
         data=data,
         sample=sample,

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from converter.config import SolverSettings
-from converter.fitting import branches_of, fit
+from converter.fitting import UNSEEN_EVERY, branches_of, fit
 from converter.outcome import LayerOutcome
 from converter.planner.cost import ModelCost
 from converter.preparation import Prepared
@@ -96,7 +96,8 @@ def realise(
             results += run_passes(graph, [Split(layer, replaced[layer.name])])
             current = export_model(graph, prepared.original)
             outcomes[layer.name] = _outcome(
-                layer, geometry, candidate, fitted, time.monotonic() - started
+                *(layer, geometry, candidate, fitted, time.monotonic() - started),
+                judged=len(sample.positions) >= UNSEEN_EVERY,
             )
             advance(1)
     results += run_passes(graph, [ReorderSums()])
@@ -140,7 +141,13 @@ def rewritten(
 
 
 def _outcome(
-    layer: Layer, geometry: Geometry, candidate: Candidate, solution: Solution, seconds: float
+    layer: Layer,
+    geometry: Geometry,
+    candidate: Candidate,
+    solution: Solution,
+    seconds: float,
+    *,
+    judged: bool,
 ) -> LayerOutcome:
     # of `channel` the ADMM may have traded ranks for channels of S
     ranks = solution.ranks if candidate.form.scheme == "channel" else candidate.form.ranks
@@ -162,7 +169,7 @@ def _outcome(
         macs_after=round(after[0]),
         params_before=round(before[1]),
         params_after=round(after[1]),
-        error=solution.unseen,
+        error=solution.unseen if judged else None,
         effect=candidate.effect,
         status=solution.status,
         iterations=len(solution.history),

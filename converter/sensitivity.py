@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
     from converter.differentiable import TorchGraph
 
-__all__ = ["FlatOutputError", "OutputMetrics", "output_metrics", "output_sources"]
+__all__ = ["NO_VARIANCE", "FlatOutputError", "OutputMetrics", "output_metrics", "output_sources"]
+
+NO_VARIANCE = 1e-12
+"""Variance of an output over the images, relative to the square of its mean, that rounding gives too."""
 
 
 class FlatOutputError(CalibrationError):
@@ -195,7 +198,8 @@ def _before_softmax(output: str, writers: Mapping[str, onnx.NodeProto]) -> str:
     while name in writers:
         node = writers[name]
         if node.op_type == "Softmax":
-            return str(node.input[0])
+            # what is fed to the model is no response of it
+            return str(node.input[0]) if node.input[0] in writers else output
         if node.op_type not in _REARRANGING:
             break
         name = node.input[0]
@@ -236,7 +240,7 @@ class _Measured:
         """Total variance over the images so far, with rounding taken for none."""
         size = float(np.square(self.mean).sum())
         variance = self.scatter / max(self.count, 1)
-        return variance if variance > 1e-12 * size else 0.0
+        return variance if variance > NO_VARIANCE * size else 0.0
 
 
 @dataclass

@@ -128,9 +128,9 @@ class Work:
 
     def _recall(self, key: str, decode: Callable[[About, Arrays], _T]) -> _T | None:
         path = self._path(key)
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             about, arrays = load_arrays(path)
             if about.pop("key", None) != key:
                 raise DamagedFileError(f"{path} belongs to something else")

@@ -142,7 +142,9 @@ class Admm:
         chosen, least = candidates[0], math.inf
         if len(candidates) > 1:
             for structure in candidates:
-                error = polish(coordinates, structure, JUDGED_ROUNDS, JUDGED_PATCHES).unseen
+                judged = polish(coordinates, structure, JUDGED_ROUNDS, JUDGED_PATCHES)
+                # of fewer than eight images none is kept back
+                error = judged.unseen if len(coordinates.unseen.q) else judged.fitted
                 if error < least * (1 - SUPPORT_GAIN if structure.support else 1.0):
                     chosen, least = structure, error
         best = polish(coordinates, chosen, self.rounds)

@@ -144,9 +144,22 @@ def test_finished_layers_are_taken_from_the_work_folder(
     first = prepared(tmp_path, work=Work(tmp_path / "work"))
     correct(first)
     again = prepared(tmp_path, work=Work(tmp_path / "work"))
-    monkeypatch.setattr(module, "fit", None)
-    correct(again)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "fit", None)
+        correct(again)
     assert again.candidates == first.candidates
+    # another network behind the same layers, as where Ω could not be measured
+    other = dataclasses.replace(prepared(tmp_path, work=Work(tmp_path / "work")), digest="other")
+    monkeypatch.setattr(module, "fit", None)
+    with pytest.raises(TypeError):
+        correct(other)
+
+
+def test_an_output_that_differs_by_rounding_alone_does_not_count() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    assert module._differs(rows)
+    assert not module._differs(1.0 + 1e-8 * rows)
+    assert not module._differs(np.zeros((20, 3)))
 
 
 def test_a_layer_that_the_plan_keeps_is_measured_at_a_like_effect() -> None:

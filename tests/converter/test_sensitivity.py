@@ -21,7 +21,7 @@ from converter.differentiable import TorchGraph, UnsupportedOperatorError
 from converter.errors import CalibrationError
 from converter.progress import Advance
 from converter.runtime import model_inputs
-from converter.sensitivity import OutputMetrics, output_metrics
+from converter.sensitivity import OutputMetrics, output_metrics, output_sources
 
 Floats = NDArray[np.float32]
 
@@ -88,6 +88,11 @@ def test_a_linear_network_has_its_metric_in_closed_form(stack: Stack) -> None:
     assert found.metric["a"].dtype == np.float64
     np.testing.assert_array_equal(found.metric["a"], found.metric["a"].T)
     assert (found.outputs, found.images, found.projections, found.left_out) == (("y",), 400, 10, {})
+
+
+def test_a_softmax_of_what_is_fed_is_no_response() -> None:
+    model = build("g (float[n,3] x) => (float[n,3] y) { y = Softmax (x) }")
+    assert output_sources(model) == ({"y": "y"}, {})
 
 
 def test_one_number_for_each_image_tells_them_apart(stack: Stack) -> None:

@@ -52,7 +52,7 @@ def test_the_oldest_entries_and_files_go_first(
 
 
 def content(**changes: object) -> str:
-    return json.dumps({"format": 1, "context": HERE, "milliseconds": {"a": 1.0}, **changes})
+    return json.dumps({"format": 2, "context": HERE, "milliseconds": {"a": 1.0}, **changes})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def content(**changes: object) -> str:
         "{",
         "[" * 100_000,
         "[]",
-        content(format=2),
+        content(format=1),
         content(context="another machine"),
         content(milliseconds=[1.0]),
         content(milliseconds={"a": "1"}),

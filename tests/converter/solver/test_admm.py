@@ -147,6 +147,14 @@ def test_patches_that_neither_saw_agree(build: Any, seed: int, share: float) -> 
     assert fresh_error(problem, solution, fresh) <= limit
 
 
+def test_where_no_patch_is_kept_back_structures_are_told_apart_on_those_of_the_fit() -> None:
+    problem, patches = planted(unseen=torch.zeros(PATCHES, dtype=torch.bool))
+    allowance = allowed(PLANTED_RANK * RANK_COST + len(PLANTED) * CHANNEL_COST)
+    solution = Admm().solve(problem, allowance)
+    assert solution.support.tolist() == list(PLANTED)
+    assert fresh_error(problem, solution, patches) < 0.01
+
+
 def test_a_budget_for_a_channel_but_no_rank_gives_s_alone() -> None:
     problem, _ = planted()
     allowance = Allowance(CHANNEL_COST, 10 * RANK_COST, CHANNEL_COST, 8)
