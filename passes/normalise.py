@@ -88,7 +88,9 @@ class FoldConstants(Pass):
                 log.skipped(label(node), str(reason))
                 kept.append(node)
                 continue
-            lost = f"; it no longer follows the input {', '.join(sources)}" if sources else ""
+            # what passes an input on is replaced by that very input
+            held = bool(sources) and node.op != "Identity"
+            lost = f"; it no longer follows the input {', '.join(sources)}" if held else ""
             log.changed(label(node), f"{node.op} of constants became an initializer{lost}")
             node.outputs.clear()
             node.inputs.clear()
@@ -326,6 +328,10 @@ class RemoveUnused(Pass):
         kept = {id(node) for node in graph.nodes}
         for node in before:
             if id(node) not in kept:
+                # what its branches read would seem to be read still
+                for subgraph in node.subgraphs(recursive=True):
+                    for inner in subgraph.nodes:
+                        inner.inputs.clear()
                 log.changed(node.name or node.op, f"{node.op} was removed: it reaches no output")
         unused = origin_of(graph).unused
         for name in sorted(unused):

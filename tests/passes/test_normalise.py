@@ -271,6 +271,33 @@ def test_what_reaches_no_output_is_removed(parse: Parse) -> None:
     assert not RemoveUnused()(graph).modified
 
 
+def test_branches_of_what_is_removed_read_nothing_any_more(parse: Parse) -> None:
+    model = parse(
+        """g (bool c, float[2] x) => (float[2] y) {
+            a = Relu(x)
+            z = If(c) <then_branch = t () => (float[2] p) { p = Abs(a) },
+                       else_branch = e () => (float[2] q) { q = Identity(a) }>
+            y = Sigmoid(a)
+        }"""
+    )
+    graph = import_graph(model)
+    RemoveUnused()(graph)
+    (response,) = graph.nodes[0].outputs
+    assert [node.op for node in response.outputs] == ["Sigmoid"]
+    assert ops(export_model(graph, model)) == ["Relu", "Sigmoid"]
+
+
+def test_an_identity_of_what_callers_may_set_follows_it_still(parse: Parse) -> None:
+    model = parse(
+        """g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}>
+        { c = Identity(w) y = Add(x, c) }"""
+    )
+    changed, results = normalised(model)
+    assert not any("no longer follows" in change.what for change in results[0].changes)
+    assert list(changed.graph.node[0].input) == ["x", "w"]
+    assert [value.name for value in changed.graph.input] == ["x", "w"]
+
+
 def test_what_a_subgraph_reads_is_not_unused(parse: Parse) -> None:
     model = parse(
         """g (bool c, float[2] x) => (float[2] y) <float[2] w = {1, 2}> {
