@@ -122,7 +122,7 @@ TARGETS = (
         CIFAR,
         (
             Ask(("--macs", "3"), 1.0),
-            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "30m"),
+            Ask(("--params", "4", "--macs", "4", "--mirrored"), 0.0, "47m"),
         ),
     ),
 )
