@@ -105,9 +105,8 @@ def attempt(
         back = realised.branches.keys() - left.keys()
         layers = tuple(_put_back(each, prepared) if each.name in back else each for each in layers)
         layers = tuple(_timed(each, paced, choice) for each in layers)
-    if (
-        model is None
-    ):  # the original as it is; it is counted as everywhere, with BatchNormalization folded
+    if model is None:
+        # the original as it is; it is counted as everywhere, with BatchNormalization folded
         result, cost = load_model(prepared.path), prepared.cost
     else:
         result, cost = model, count_cost(model, prepared.sample, label="the converted model")

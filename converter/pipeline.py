@@ -35,7 +35,7 @@ from converter.model_file import external_files, load_model, model_digest, save_
 from converter.outcome import Conversion, Drop
 from converter.output_file import check_output_path
 from converter.pace import begin
-from converter.preparation import Clock, Prepared, normalised
+from converter.preparation import Clock, Prepared, normalised_model
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
 from converter.quantization.quantizing import (
@@ -49,7 +49,6 @@ from converter.refine.recovery import Recovered, Teacher, require_recoverable
 from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 from converter.work import Work
-from passes.exchange import export_model
 
 __all__ = ["convert", "peak_memory_mib", "schemes_before"]
 
@@ -113,7 +112,7 @@ def convert(
                 learned_from, inputs, preprocessing, labels=recovery.labels
             )
             # as it will be converted: what the exporter left in nodes is a weight then
-            as_converted = export_model(normalised(source, model)[0], source)
+            as_converted = normalised_model(source, model)
             require_recoverable(as_converted, lessons, recovery)
             del as_converted
         data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)

@@ -38,7 +38,16 @@ from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers
 from passes.normalise import import_with_shapes, normalising
 
-__all__ = ["Clock", "Prepared", "Start", "normalised", "one_sample", "prepare", "target_batch"]
+__all__ = [
+    "Clock",
+    "Prepared",
+    "Start",
+    "normalised",
+    "normalised_model",
+    "one_sample",
+    "prepare",
+    "target_batch",
+]
 
 METRIC_IMAGES = 512
 METRIC_WORK = 1e12
@@ -182,7 +191,7 @@ def prepare(
     # names of tensors stay, so that what is found now stays true while layers are replaced; shortcuts are
     # found by shapes, which were not exported
     with clock.stage("normalise"):
-        start = _normalised_model(model) if start is None else start
+        start = _start(model) if start is None else start
         original, digest = start.model, start.digest
         layers = find_layers(import_with_shapes(original))
         convertible = [layer for layer in layers if layer.reason is None]
@@ -265,7 +274,12 @@ def normalised(source: onnx.ModelProto, path: Path) -> tuple[gs.Graph, tuple[Pas
         raise ModelError(f"{path}: {error}") from error
 
 
-def _normalised_model(path: Path) -> Start:
+def normalised_model(source: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Give a model in that form; the one that is given stays as it is."""
+    return export_model(normalised(source, path)[0], source)
+
+
+def _start(path: Path) -> Start:
     """Read a model in that form; what was read does not stay in memory."""
     source = load_model(path)
     graph, passes = normalised(source, path)

@@ -89,8 +89,8 @@ class FoldConstants(Pass):
                 kept.append(node)
                 continue
             # what passes an input on is replaced by that very input
-            held = bool(sources) and node.op != "Identity"
-            lost = f"; it no longer follows the input {', '.join(sources)}" if held else ""
+            fixed = bool(sources) and node.op != "Identity"
+            lost = f"; it no longer follows the input {', '.join(sources)}" if fixed else ""
             log.changed(label(node), f"{node.op} of constants became an initializer{lost}")
             node.outputs.clear()
             node.inputs.clear()

@@ -9,8 +9,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from converter.errors import ModelError
-from converter.preparation import normalised
-from passes.exchange import export_model
+from converter.preparation import normalised_model
 
 __all__ = ["in_float16"]
 
@@ -36,8 +35,7 @@ def in_float16(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     ModelError
         Where onnxruntime's conversion refuses the model.
     """
-    graph, _ = normalised(model, path)
-    ready = export_model(graph, model)
+    ready = normalised_model(model, path)
     stored = {tensor.name for tensor in ready.graph.initializer}
     fed = [value for value in ready.graph.input if value.name not in stored]
     del ready.graph.input[:]

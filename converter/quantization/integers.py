@@ -13,8 +13,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from converter.errors import ModelError
-from converter.preparation import normalised
-from passes.exchange import export_model
+from converter.preparation import normalised_model
 
 __all__ = [
     "ARITHMETICS",
@@ -75,8 +74,7 @@ def ready_for_int8(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     ModelError
         Where its opset is too old and cannot be raised.
     """
-    graph, _ = normalised(model, path)
-    ready = export_model(graph, model)
+    ready = normalised_model(model, path)
     opset = next(each for each in ready.opset_import if each.domain in ("", "ai.onnx"))
     if opset.version < _LEAST_OPSET:
         try:
