@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -274,20 +275,33 @@ def _family(
     if not anchors:
         return []
     effects = scheme.effects(evidence, geometry, anchors, support)
-    if len(anchors[0]) != 1:
-        return [(form_of(ranks), effect) for ranks, effect in zip(anchors, effects, strict=True)]
-    measured = np.array([ranks[0] for ranks in anchors])
-    # a larger rank can only do better: what says otherwise is noise of the fit
-    falling = np.minimum.accumulate(np.maximum(effects, 1e-30))
-    offered = [
-        ranks
-        for ranks in scheme.ranks(geometry)
-        if measured[0] <= ranks[0] <= measured[-1] and cost_of(geometry, form_of(ranks))[1] < whole
-    ]
-    interpolated = np.exp(np.interp([ranks[0] for ranks in offered], measured, np.log(falling)))
-    return [
-        (form_of(ranks), float(effect)) for ranks, effect in zip(offered, interpolated, strict=True)
-    ]
+    known = dict(zip(anchors, effects, strict=True))
+    if () in known:  # S alone
+        return [(form_of(()), known[()])]
+    found: list[tuple[Form, float]] = []
+    for ray in dict.fromkeys(map(_ray, anchors)):
+        measured = [ranks for ranks in anchors if _ray(ranks) == ray]
+        # a larger rank can only do better: what says otherwise is noise of the fit
+        falling = np.minimum.accumulate(np.maximum([known[each] for each in measured], 1e-30))
+        offered = [
+            ranks
+            for ranks in scheme.ranks(geometry)
+            if _ray(ranks) == ray
+            and measured[0] <= ranks <= measured[-1]
+            and cost_of(geometry, form_of(ranks))[1] < whole
+        ]
+        firsts = [ranks[0] for ranks in measured]
+        interpolated = np.exp(np.interp([ranks[0] for ranks in offered], firsts, np.log(falling)))
+        found += [
+            (form_of(ranks), float(effect))
+            for ranks, effect in zip(offered, interpolated, strict=True)
+        ]
+    return found
+
+
+def _ray(ranks: tuple[int, ...]) -> tuple[Fraction, ...]:
+    """Say how many times the first rank the others are: along a ray effects are interpolated."""
+    return tuple(Fraction(rank, ranks[0]) for rank in ranks[1:])
 
 
 # The fit of a chosen form ------------------------------------------------------------------------
@@ -423,14 +437,14 @@ def branches_of(geometry: Geometry, form: Form, solution: Solution) -> Branches:
     if len(support):
         shape = (geometry.outputs, len(support), *geometry.kernel)
         sparse = solution.sparse.cpu().numpy().reshape(shape)
-    chains: tuple[tuple[Factor, ...], ...] = ()
+    factors: tuple[Factor, ...] = ()
     if solution.rank:
         arrays: Sequence[NDArray[np.float32]] = [each.cpu().numpy() for each in solution.factors]
-        chains = SCHEMES[form.scheme].chains(geometry, arrays)
+        factors = SCHEMES[form.scheme].subgraph(geometry, arrays)
     return Branches(
         support=support if len(support) else None,
         sparse=sparse,
-        chains=chains,
+        factors=factors,
         bias=solution.bias.cpu().numpy(),
     )
 
@@ -448,11 +462,11 @@ def branches_of_form(geometry: Geometry, form: Form, seed: int = 0) -> Branches:
     if form.support:
         support = np.arange(form.support, dtype=np.int64)
         sparse = draw(geometry.outputs, form.support, *geometry.kernel)
-    chains: tuple[tuple[Factor, ...], ...] = ()
+    factors: tuple[Factor, ...] = ()
     if form.ranks:
         scheme = SCHEMES[form.scheme]
         arrays = [draw(*shape) for shape in scheme.shapes(geometry, form.ranks)]
-        chains = scheme.chains(geometry, arrays)
+        factors = scheme.subgraph(geometry, arrays)
     return Branches(
-        support=support, sparse=sparse, chains=chains, bias=np.zeros(geometry.outputs, np.float32)
+        support=support, sparse=sparse, factors=factors, bias=np.zeros(geometry.outputs, np.float32)
     )

@@ -18,7 +18,6 @@ from converter.attempt import meet
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
 from converter.config import (
-    SCHEME_NAMES,
     Budget,
     CalibrationSettings,
     Preprocessing,
@@ -50,23 +49,9 @@ from converter.runtime import machine, model_inputs, open_session, run
 from converter.tolerance import Tolerance, search
 from converter.work import Work
 
-__all__ = ["convert", "peak_memory_mib", "schemes_before"]
+__all__ = ["convert", "peak_memory_mib"]
 
 Source: TypeAlias = Path | DataReader | CalibrationSet
-
-
-def schemes_before(
-    solver: SolverSettings, quantization: QuantizationSettings | None
-) -> SolverSettings:
-    """Leave `crossed` out where all schemes are allowed and 8-bit integers follow.
-
-    The sum of its two chains is a tensor of its own there, rounded once more: a ResNet-20 at half of its MACs
-    had 16 of 47 layers left in float where it had 3 of 41. Whoever names schemes gets them.
-    """
-    if quantization is None or quantization.precision != "int8" or solver.schemes != SCHEME_NAMES:
-        return solver
-    left = tuple(name for name in solver.schemes if name != "crossed")
-    return dataclasses.replace(solver, schemes=left)
 
 
 def convert(
@@ -96,7 +81,6 @@ def convert(
     check_output_path(out, model, *external_files(model))
     if budget is not None and budget.timed and not timing:
         raise ConfigError("a budget in time needs timing; leave --no-timing out")
-    solver = schemes_before(solver, quantization)
     clock = Clock()
     kept = None if work is None else Work(work)
 

@@ -149,11 +149,9 @@ def _outcome(
     *,
     judged: bool,
 ) -> LayerOutcome:
-    # of `channel` the ADMM may have traded ranks for channels of S
-    ranks = solution.ranks if candidate.form.scheme == "channel" else candidate.form.ranks
     form = Form(
         candidate.form.scheme if solution.rank else "sparse",
-        ranks if solution.rank else (),
+        solution.ranks if solution.rank else (),
         len(solution.support),
     )
     before, after = cost_of(geometry, KEEP), cost_of(geometry, form)

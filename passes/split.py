@@ -1,6 +1,6 @@
 """Replace a layer by its two branches: S on few input channels, and L as a chain of thin factors.
 
-A layer y = W x + b with W ≈ S + L and L = F_k … F_1, or a sum of such products, becomes
+A layer y = W x + b with W ≈ S + L and L = F_k … F_1 becomes
 
     Conv    x → Gather(kept channels) → Conv(S)            ┐
             x → Conv(F_1) → … → Conv(F_k, + b)             ┴ Add → y
@@ -14,15 +14,19 @@ without pads. With C input channels, N outputs, kernel kh×kw and ranks r:
     channel   kh×kw, C→r;  1×1, r→N
     spatial   kh×1, C→r;  1×kw, r→N
     tucker    1×1, C→r₁;  kh×kw, r₁→r₂;  1×1, r₂→N
-    crossed   kh×1, C→r;  1×kw, r→N;  and beside these two 1×kw, C→r;  kh×1, r→N
+    depthwise 1×1, C→r;  kh×kw for each channel alone, r→M·r;  1×1, M·r→N
 
-A chain is one Conv whose weight is the product of the factors over the channels between them:
+The chain is one Conv whose weight is the product of the factors over the channels between them:
 with each axis in one factor only, tap, step and border along it are the layer's own. That holds at
 the border too. The layer pads its input with zeros, and a factor without a bias answers zeros with
 zeros, so that it is the same to pad behind it, where the factor of that axis does. Therefore no
 factor but the last carries the bias. SAME and VALID padding stay attributes: they look at each axis
 alone, whose size is the layer's own where its factor stands, and pad nothing where kernel and
 stride are 1.
+
+A factor that filters each channel alone is a Conv of as many groups as channels. Where it has several
+filters for each, a Concat repeats the channels so often before it: onnxruntime's kernel for such Convs,
+and its blocked layout, take one filter to a channel only.
 
 The bias is added once. Where every channel is kept there is no Gather. A 1×1 Conv with a one-hot
 weight can select the channels instead, which keeps them in onnxruntime's blocked layout at the
@@ -80,6 +84,10 @@ class Factor:
     axes : tuple of int
         Spatial axes, 0 for the first, along which this factor takes over the layer's kernel,
         stride, pads and dilation; () for none, and for Gemm and MatMul.
+    filters : int, default 0
+        How many filters each input channel has where these read it alone; the weight is then
+        (filters · in, 1, *kernel), one filter of every channel and then the next of each. 0 for a factor that
+        reads all channels together.
 
     Raises
     ------
@@ -90,6 +98,7 @@ class Factor:
 
     weight: Floats
     axes: tuple[int, ...] = ()
+    filters: int = 0
 
     def __post_init__(self) -> None:
         shape = self.weight.shape
@@ -109,6 +118,16 @@ class Factor:
                 f"the factor of shape {shape} has a kernel along axis {axis}, "
                 f"which is not among its axes {self.axes}",
             )
+        _require(
+            self.filters == 0
+            or (
+                len(shape) > 2
+                and shape[1] == 1
+                and self.filters > 0
+                and shape[0] % self.filters == 0
+            ),
+            f"a factor of shape {shape} is not {self.filters} filters for each of its channels",
+        )
         _require_float32(self.weight)
 
 
@@ -122,10 +141,10 @@ class Branches:
         Input channels that S reads, ascending, each once, in [0, C).
     sparse : ndarray of shape (N, s, *kernel) or None
         S on these channels; given exactly where `support` is.
-    chains : tuple of tuple of Factor
-        L, the sum of chains, each from the input on: C channels into its first factor and N out of its
-        last, two factors or more, and each spatial axis in the `axes` of exactly one, also where the
-        kernel is 1 long. () for no such branch; more than one chain for Conv layers only.
+    factors : tuple of Factor
+        L, from the input on: C channels into the first and N out of the last, two factors or more,
+        and each spatial axis in the `axes` of exactly one, also where the kernel is 1 long. () for
+        no such branch.
     bias : ndarray of shape (N,) or None
         The whole bias; None for none.
     select : {"gather", "conv"}
@@ -140,7 +159,7 @@ class Branches:
 
     support: NDArray[np.int64] | None = None
     sparse: Floats | None = None
-    chains: tuple[tuple[Factor, ...], ...] = ()
+    factors: tuple[Factor, ...] = ()
     bias: Floats | None = None
     select: Literal["gather", "conv"] = "gather"
 
@@ -149,7 +168,7 @@ class Branches:
             (self.support is None) == (self.sparse is None),
             "the sparse branch needs both its support and its weight",
         )
-        _require(self.sparse is not None or len(self.chains) > 0, "neither branch is given")
+        _require(self.sparse is not None or len(self.factors) > 0, "neither branch is given")
         outputs, kernels = set(), set()
         if self.support is not None and self.sparse is not None:
             _require_support(self.support)
@@ -161,17 +180,16 @@ class Branches:
             _require_float32(self.sparse)
             outputs.add(len(self.sparse))
             kernels.add(self.sparse.shape[2:])
-        for factors in self.chains:
-            _require_chain(factors)
-            outputs.add(len(factors[-1].weight))
-            kernels.add(_kernel(factors))
+        if self.factors:
+            _require_chain(self.factors)
+            outputs.add(len(self.factors[-1].weight))
+            kernels.add(_kernel(self.factors))
         if self.bias is not None:
             _require(self.bias.ndim == 1, f"the bias of shape {self.bias.shape} is not a vector")
             _require_float32(self.bias)
             outputs.add(len(self.bias))
         _require(len(outputs) == 1, f"the branches differ in their outputs: {sorted(outputs)}")
         _require(len(kernels) == 1, f"the branches differ in their kernels: {sorted(kernels)}")
-        _require(len(self.chains) < 2 or () not in kernels, "only a Conv may have several chains")
         _require(
             self.select == "gather" or (self.select == "conv" and () not in kernels),
             f"nothing selects channels by {self.select!r} here: take 'gather', or 'conv' for a Conv",
@@ -179,8 +197,8 @@ class Branches:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Ranks of L, the output channels of all factors but the last of each chain; () for no L."""
-        return tuple(len(factor.weight) for factors in self.chains for factor in factors[:-1])
+        """Ranks of L, the output channels of all factors but the last; () for no such branch."""
+        return tuple(len(factor.weight) for factor in self.factors[:-1])
 
     @property
     def kept(self) -> int:
@@ -206,9 +224,14 @@ def _require_support(support: NDArray[np.int64]) -> None:
 
 def _require_chain(factors: Sequence[Factor]) -> None:
     _require(len(factors) > 1, "a single factor is no low-rank branch: give two or more")
+    _require(
+        factors[0].filters == 0,
+        "the first factor reads each channel alone: give one before it that reads all",
+    )
     for first, second in pairwise(factors):
+        reads = len(second.weight) // second.filters if second.filters else second.weight.shape[1]
         _require(
-            first.weight.ndim == second.weight.ndim and len(first.weight) == second.weight.shape[1],
+            first.weight.ndim == second.weight.ndim and len(first.weight) == reads,
             f"the factors of shapes {first.weight.shape} and {second.weight.shape} do not chain",
         )
     axes = sorted(axis for factor in factors for axis in factor.axes)
@@ -294,10 +317,8 @@ class Split(Pass):
         branches = []
         if self.branches.kept:
             branches.append(f"a sparse branch of {self.branches.kept} of {self._channels} channels")
-        branches += [
-            f"factors of rank {'×'.join(str(len(factor.weight)) for factor in factors[:-1])}"
-            for factors in self.branches.chains
-        ]
+        if self.branches.factors:
+            branches.append(f"factors of rank {'×'.join(map(str, self.branches.ranks))}")
         return " and ".join(branches)
 
 
@@ -311,11 +332,11 @@ def _require_fit(
             and branches.sparse.shape == (outputs, len(branches.support), *kernel),
             f"the sparse branch of shape {branches.sparse.shape} does not fit {wanted}",
         )
-    for factors in branches.chains:
-        weights = [factor.weight for factor in factors]
+    if branches.factors:
+        weights = [factor.weight for factor in branches.factors]
         _require(
             (len(weights[-1]), weights[0].shape[1]) == (outputs, channels)
-            and _kernel(factors) == kernel,
+            and _kernel(branches.factors) == kernel,
             f"the factors of shapes {', '.join(str(weight.shape) for weight in weights)} "
             f"do not fit {wanted}",
         )
@@ -400,6 +421,10 @@ class _Parts:
                     own if index % len(kernel) in factor.axes else neutral
                     for index, own in enumerate(self.node.attrs[name])
                 ]
+        if factor.filters:
+            attrs["group"] = len(factor.weight)
+        if factor.filters > 1:
+            data = self.add("Concat", f"{role}/repeat", [data] * factor.filters, axis=1)
         inputs = [data, self.weight(f"{role}/weight", factor.weight), *bias]
         return self.add("Conv", role, inputs, **attrs)
 
@@ -416,20 +441,16 @@ class _Parts:
         """Append a MatMul by the transpose of `weight`."""
         return self.add("MatMul", role, [data, self.weight(f"{role}/weight", weight.T)])
 
-    def chains(self) -> list[list[tuple[str, Factor]]]:
-        """Return the factors of each chain with their roles, which name their nodes."""
-        found = []
-        for index, factors in enumerate(self.branches.chains):
-            numbered = tuple(f"factor{number}" for number in range(1, len(factors) + 1))
-            prefix = f"chain{index + 1}/" if index else ""
-            roles = [f"{prefix}{role}" for role in _ROLES.get(len(factors), numbered)]
-            found.append(list(zip(roles, factors, strict=True)))
-        return found
+    def chain(self) -> list[tuple[str, Factor]]:
+        """Return the factors with their roles, which name their nodes."""
+        factors = self.branches.factors
+        numbered = tuple(f"factor{number}" for number in range(1, len(factors) + 1))
+        return list(zip(_ROLES.get(len(factors), numbered), factors, strict=True))
 
 
 def _bias_on_sparse(branches: Branches) -> bool:
     """Whether S's Conv adds the bias: alone, or outside of the blocked layout beside L inside."""
-    if not branches.chains:
+    if not branches.factors:
         return True
     return _leaves_layout(branches.kept) and not _leaves_layout(branches.ranks[-1])
 
@@ -446,16 +467,15 @@ def _split_conv(parts: _Parts) -> None:
         whole = Factor(branches.sparse, tuple(range(branches.sparse.ndim - 2)))
         on_sparse, bias = (bias, []) if _bias_on_sparse(branches) else ([], bias)
         sparse = parts.conv("sparse", parts.kept_channels(axis=1), whole, on_sparse)
-    total = None
-    for *inner, (role, last) in parts.chains():
-        data = parts.input
-        for inner_role, factor in inner:
-            data = parts.conv(inner_role, data, factor)
-        low_rank = parts.conv(role, data, last, bias)
-        bias = []
-        total = low_rank if total is None else parts.add("Add", "sum", [total, low_rank])
-    if total is not None and sparse is not None:
-        parts.add("Add", "sum", [total, sparse])
+    if not branches.factors:
+        return
+    *inner, (role, last) = parts.chain()
+    data = parts.input
+    for inner_role, factor in inner:
+        data = parts.conv(inner_role, data, factor)
+    low_rank = parts.conv(role, data, last, bias)
+    if sparse is not None:
+        parts.add("Add", "sum", [low_rank, sparse])
 
 
 def _split_gemm(parts: _Parts) -> None:
@@ -463,7 +483,8 @@ def _split_gemm(parts: _Parts) -> None:
     summand: list[gs.Tensor] = list(parts.bias())
     if branches.sparse is not None:
         summand = [parts.gemm("sparse", parts.kept_channels(axis=1), branches.sparse, summand)]
-    for *inner, (role, last) in parts.chains():
+    if branches.factors:
+        *inner, (role, last) = parts.chain()
         data = parts.input
         for inner_role, factor in inner:
             data = parts.gemm(inner_role, data, factor.weight)
@@ -475,9 +496,9 @@ def _split_matmul(parts: _Parts) -> None:
     summands = []
     if branches.sparse is not None:
         summands.append(parts.matmul("sparse", parts.kept_channels(axis=-1), branches.sparse))
-    for factors in parts.chains():
+    if branches.factors:
         data = parts.input
-        for role, factor in factors:
+        for role, factor in parts.chain():
             data = parts.matmul(role, data, factor.weight)
         summands.append(data)
     total = summands.pop()

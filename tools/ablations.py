@@ -41,8 +41,8 @@ def _uncorrected() -> AbstractContextManager[object]:
 WITHOUT = {
     "nothing": (SolverSettings(), nullcontext),
     "measured effects (ADR 19)": (SolverSettings(), _uncorrected),
-    "`crossed` (ADR 20)": (_schemes_but("crossed"), nullcontext),
-    "`crossed` and `tucker`": (_schemes_but("crossed", "tucker"), nullcontext),
+    "`depthwise` (ADR 21)": (_schemes_but("depthwise"), nullcontext),
+    "`depthwise` and `tucker`": (_schemes_but("depthwise", "tucker"), nullcontext),
     "rounds through the activation": (SolverSettings(polish=0), nullcontext),
 }
 """What is left out of a conversion, and how."""

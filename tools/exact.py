@@ -17,9 +17,9 @@ from passes.layers import Layer, find_layers
 from passes.normalise import normalising
 from passes.split import Branches, Factor, Split
 
-__all__ = ["exact_branches", "exact_chains", "exact_factors", "in_rotation", "split_all"]
+__all__ = ["exact_branches", "exact_factors", "in_rotation", "split_all"]
 
-SCHEMES = ("channel", "spatial", "crossed", "tucker")
+SCHEMES = ("channel", "spatial", "depthwise", "tucker")
 
 
 def split_all(
@@ -48,7 +48,7 @@ def exact_branches(layer: Layer, way: str, scheme: str = "channel", seed: int = 
 
     Ways: "sparse" (all channels in S), "low rank" (full rank), "parts" (half of the channels in S,
     the others in L), "overlap" (S is noise on half of the channels, and L what is missing).
-    Schemes of L: see `exact_chains` and `exact_factors`.
+    Schemes of L: see `exact_factors`.
     """
     assert layer.weight is not None
     weight = layer.weight.astype(np.float64)
@@ -65,35 +65,15 @@ def exact_branches(layer: Layer, way: str, scheme: str = "channel", seed: int = 
             sparse = rng.normal(size=sparse.shape) * weight.std()
         rest = weight.copy()
         rest[:, support] -= sparse
-    return Branches(support, sparse, exact_chains(rest, scheme, seed), layer.bias)
-
-
-def exact_chains(
-    weight: NDArray[np.float64], scheme: str, seed: int = 0
-) -> tuple[tuple[Factor, ...], ...]:
-    """Give chains of full rank whose sum is `weight`, (N, C, *kernel): "crossed" two, others one.
-
-    "crossed" shares the weight out at random; the axes change places in its second chain. Without two of
-    them there is one chain, as for "spatial".
-    """
-    if scheme != "crossed" or weight.ndim != 4:
-        return (exact_factors(weight, "spatial" if scheme == "crossed" else scheme, seed),)
-    first = weight * np.random.default_rng(seed).uniform(size=weight.shape)
-    turned = exact_factors((weight - first).swapaxes(2, 3), "spatial", seed)
-    return (
-        exact_factors(first, "spatial", seed),
-        tuple(
-            Factor(each.weight.swapaxes(2, 3), tuple(1 - axis for axis in each.axes))
-            for each in turned
-        ),
-    )
+    return Branches(support, sparse, exact_factors(rest, scheme, seed), layer.bias)
 
 
 def exact_factors(weight: NDArray[np.float64], scheme: str, seed: int = 0) -> tuple[Factor, ...]:
     """Give factors of full rank whose product is `weight`, (N, C, *kernel).
 
     "channel": all axes in the first of two; "spatial": the first half of the axes in the first of
-    two, the others in the second; "tucker": all axes in the middle one of three.
+    two, the others in the second; "tucker": all axes in the middle one of three; "depthwise": the
+    same, with a filter for each tap of each channel.
     """
     outputs, channels, *kernel = weight.shape
     if scheme == "tucker":
@@ -103,6 +83,17 @@ def exact_factors(weight: NDArray[np.float64], scheme: str, seed: int = 0) -> tu
             Factor(padded(np.eye(channels)[into], weight.ndim)),
             Factor(weight[out][:, into], tuple(range(len(kernel)))),
             Factor(padded(np.eye(outputs)[:, out], weight.ndim)),
+        )
+    if scheme == "depthwise" and kernel:
+        into, taps = np.random.default_rng(seed).permutation(channels), math.prod(kernel)
+        each_tap = np.repeat(
+            np.eye(taps), channels, 0
+        )  # the first tap of all channels, then the next
+        by_tap = weight.reshape(outputs, channels, taps)[:, into].swapaxes(1, 2)
+        return (
+            Factor(padded(np.eye(channels)[into], weight.ndim)),
+            Factor(each_tap.reshape(-1, 1, *kernel), tuple(range(len(kernel))), taps),
+            Factor(padded(by_tap.reshape(outputs, -1), weight.ndim)),
         )
     cut = len(kernel) // 2 if scheme == "spatial" else len(kernel)
     first, second = kernel[:cut], kernel[cut:]

@@ -47,6 +47,7 @@ from converter.solver.prox import activate
 from converter.solver.solution import Solution
 from passes.exchange import export_model
 from passes.layers import Layer, find_layers
+from passes.split import Factor
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = "# What fits leave of a layer's objective, on unseen patches"
@@ -173,9 +174,9 @@ _BESIDE = [
     "with ranks as they come (not rounded to blocks). A fifth of the images is kept from them. The error",
     "is that after the activation, relative and squared, in the metric of the output. C: input channels.",
     "",
-    "| layer | shape | share of the weights | channel | tucker | spatial | crossed "
+    "| layer | shape | share of the weights | channel | tucker | spatial | depthwise | depthwise, 2 filters "
     "| S C/16 + spatial | S C/8 + spatial |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "|---|---|---|---|---|---|---|---|---|---|",
 ]
 
 
@@ -220,13 +221,13 @@ def _beside_rows(recorded: Recorded) -> Iterator[Row]:
         return
     known, unknown = recorded.problems(recorded.metric, whole=True)
     supports = [max(1, round(share * geometry.channels)) for share in BESIDE_SUPPORTS]
-    families = [("channel", 0), ("tucker", 0), ("spatial", 0), ("crossed", 0)]
+    families = [("channel", 0), ("tucker", 0), ("spatial", 0), ("depthwise", 1), ("depthwise", 2)]
     families += [("spatial", support) for support in supports]
     shape = "×".join(map(str, (geometry.outputs, geometry.channels, *geometry.kernel)))
     for share in BESIDE_SHARES:
         cells, errors = [], []
-        for scheme, support in families:
-            form = _form(geometry, scheme, support, share)
+        for scheme, beside in families:
+            form = _form(geometry, scheme, beside, share)
             if form is None:
                 cells.append("–")
                 errors.append(math.inf)
@@ -236,16 +237,24 @@ def _beside_rows(recorded: Recorded) -> Iterator[Row]:
             cells.append(f"{errors[-1]:.5f} (r {'×'.join(map(str, form.ranks))})")
         yield Row(
             f"| {recorded.layer.name} | {shape} | {share:g} | {' | '.join(cells)} |",
-            lower=min(errors[4:]) < errors[2],
+            lower=min(errors[5:]) < errors[2],
         )
 
 
-def _form(geometry: Geometry, scheme: str, support: int, share: float) -> Form | None:
-    """Largest form beside a support whose weights are at most a share of the layer's; None if none."""
+def _form(geometry: Geometry, scheme: str, beside: int, share: float) -> Form | None:
+    """Largest form whose weights are at most a share of the layer's; None if none.
+
+    `beside` is the channels of S; of "depthwise", which S does not stand beside, the filters of a channel.
+    """
     outputs, channels, taps = geometry.outputs, geometry.channels, geometry.taps
+    if scheme == "depthwise":
+        if not SCHEMES[scheme].ranks(geometry):
+            return None
+        each = SCHEMES[scheme].cost(geometry, (1, beside))[1]
+        rank = int(share * outputs * geometry.columns / each)
+        return Form(scheme, (rank, rank * beside)) if rank > 0 else None
+    support = beside
     left = share * outputs * geometry.columns - support * outputs * taps
-    if scheme == "crossed" and not SCHEMES[scheme].ranks(geometry):
-        return None
     if scheme != "tucker":
         rank = int(left / SCHEMES[scheme].cost(geometry, (1,))[1])
         return Form(scheme, (rank,), support) if rank > 0 else None
@@ -263,14 +272,20 @@ def _dense(geometry: Geometry, form: Form, solution: Solution) -> torch.Tensor:
     """S + L as one weight (N, D), from the factors as they stand in a graph."""
     branches = branches_of(geometry, form, solution)
     total = np.zeros((geometry.outputs, geometry.channels, *geometry.kernel), np.float32)
-    for factors in branches.chains:
-        total += functools.reduce(
-            lambda first, then: np.einsum("nr...,rc...->nc...", then, first),
-            [factor.weight for factor in factors],
-        )
+    if branches.factors:
+        first, *others = branches.factors
+        total += functools.reduce(_followed, others, first.weight)
     if branches.support is not None and branches.sparse is not None:
         total[:, branches.support] += branches.sparse
     return torch.from_numpy(total.reshape(geometry.outputs, -1))
+
+
+def _followed(first: NDArray[np.floating], then: Factor) -> NDArray[np.floating]:
+    """Weight of a Conv and a factor behind it, which have no axis in common."""
+    if then.filters:
+        return np.tile(first, (then.filters, *[1] * (first.ndim - 1))) * then.weight
+    together: NDArray[np.floating] = np.einsum("nr...,rc...->nc...", then.weight, first)
+    return together
 
 
 def _rows(problem: Problem, chosen: torch.Tensor) -> Problem:

@@ -322,7 +322,7 @@ class _Pair:
     def cut(self, rank: int, bias: NDArray[np.float32] | None) -> Branches:
         first = Factor(self.first.weight[:rank], self.first.axes)
         second = Factor(self.second.weight[:, :rank], self.second.axes)
-        return Branches(chains=((first, second),), bias=bias)
+        return Branches(factors=(first, second), bias=bias)
 
 
 def _channel_pair(weight: NDArray[np.float32]) -> _Pair:

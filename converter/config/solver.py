@@ -12,7 +12,7 @@ __all__ = ["SCHEME_NAMES", "SolverName", "SolverSettings"]
 SolverName = Literal["admm", "svd", "data-svd"]
 
 
-SCHEME_NAMES = ("channel", "spatial", "crossed", "tucker", "sparse")
+SCHEME_NAMES = ("channel", "spatial", "depthwise", "tucker", "sparse")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SolverSettings:
         Most ADMM iterations for one point of the path.
     polish : int, default 8
         Most rounds of polish for a layer.
-    schemes : tuple of str, default ("channel", "spatial", "crossed", "tucker", "sparse")
+    schemes : tuple of str, default ("channel", "spatial", "depthwise", "tucker", "sparse")
         Ways to write a layer that the plan may choose from; the baselines have `channel` alone.
     """
 

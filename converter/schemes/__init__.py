@@ -1,14 +1,14 @@
 """The ways to write a layer, one file each, and what they cost.
 
-`keep` is the layer as it is. `sparse` is S alone. `channel`, `spatial`, `crossed` and `tucker` factorise L,
-each of them but `crossed` also beside S.
+`keep` is the layer as it is. `sparse` is S alone. `channel`, `spatial`, `depthwise` and `tucker` factorise
+L, each of them but `depthwise` also beside S.
 """
 
 from __future__ import annotations
 
 from converter.schemes.base import Effort, Evidence, Scheme, block_of
 from converter.schemes.channel import Channel
-from converter.schemes.crossed import Crossed
+from converter.schemes.depthwise import Depthwise
 from converter.schemes.form import KEEP, Candidate, Form, Geometry
 from converter.schemes.sparse import SHARES, Sparse, usable_supports
 from converter.schemes.spatial import Spatial
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme for scheme in (Channel(), Spatial(), Crossed(), Tucker(), Sparse())
+    scheme.name: scheme for scheme in (Channel(), Spatial(), Depthwise(), Tucker(), Sparse())
 }
 """Every scheme by its name; `keep` is the absence of one."""
 

@@ -89,15 +89,14 @@ class Channel:
         """Shapes of down (r, D) and up (N, r)."""
         return (ranks[0], geometry.columns), (geometry.outputs, ranks[0])
 
-    def chains(
+    def subgraph(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[tuple[Factor, ...], ...]:
+    ) -> tuple[Factor, ...]:
         """Conv kh×kw with the layer's strides and pads, then Conv 1×1."""
         down, up = factors
         axes = tuple(range(len(geometry.kernel)))
         ones = [1] * len(geometry.kernel)
-        chain = (
+        return (
             Factor(down.reshape(len(down), geometry.channels, *geometry.kernel), axes),
             Factor(up.reshape(*up.shape, *ones), ()),
         )
-        return (chain,)

@@ -16,10 +16,10 @@ class Form:
     ----------
     scheme : str
         "keep" for the layer as it is, "sparse" for S alone, else the scheme that factorises L:
-        "channel", "spatial", "crossed" or "tucker".
+        "channel", "spatial", "depthwise" or "tucker".
     ranks : tuple of int
-        Of L: (r,) for "channel" and "spatial", and for "crossed", where both halves have it; (r₁, r₂) for
-        "tucker"; () for the others.
+        Of L, the widths between its factors: (r,) for "channel" and "spatial"; (r₁, r₂) for "tucker", and for
+        "depthwise", where r₂ is r₁ as often as a channel has filters; () for the others.
     support : int, default 0
         Input channels that S keeps; 0 for no sparse branch.
     """

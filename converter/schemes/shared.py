@@ -1,4 +1,4 @@
-"""What `spatial`, `crossed` and `tucker` have in common: prediction and fit with shared first factors."""
+"""What `spatial` and `tucker` have in common: prediction and fit with shared first factors."""
 
 from __future__ import annotations
 

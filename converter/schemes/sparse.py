@@ -75,9 +75,9 @@ class Sparse:
         del geometry, ranks
         return ()
 
-    def chains(
+    def subgraph(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[tuple[Factor, ...], ...]:
+    ) -> tuple[Factor, ...]:
         """No chain."""
         del geometry, factors
         return ()

@@ -20,7 +20,7 @@ from passes.split import Factor
 if TYPE_CHECKING:
     from converter.solver.quadratic import Groups
 
-__all__ = ["Spatial", "chain_along"]
+__all__ = ["Spatial"]
 
 ANCHORS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 1 / 2, 3 / 4)
 """Fractions of the rank that saves nothing, whose effect is measured."""
@@ -75,20 +75,13 @@ class Spatial(SharedFactor):
         high, wide = geometry.kernel
         return (ranks[0], geometry.channels * high), (geometry.outputs, wide, ranks[0])
 
-    def chains(
+    def subgraph(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[tuple[Factor, ...], ...]:
+    ) -> tuple[Factor, ...]:
         """From V (r, C·kh) and K (N, kw, r): Conv kh×1, Conv 1×kw."""
-        return (chain_along(0, geometry, *factors),)
-
-
-def chain_along(
-    axis: int, geometry: Geometry, first: NDArray[np.float32], second: NDArray[np.float32]
-) -> tuple[Factor, Factor]:
-    """From V (r, C·k) and K (N, k', r): a Conv along one axis of the kernel, then one along the other."""
-    down = first.reshape(len(first), geometry.channels, -1)
-    up = np.ascontiguousarray(second.transpose(0, 2, 1))
-    return (
-        Factor(np.expand_dims(down, 3 - axis), (axis,)),
-        Factor(np.expand_dims(up, 2 + axis), (1 - axis,)),
-    )
+        first, second = factors
+        high = geometry.kernel[0]
+        return (
+            Factor(first.reshape(len(first), geometry.channels, high, 1), (0,)),
+            Factor(np.ascontiguousarray(second.transpose(0, 2, 1))[:, :, None, :], (1,)),
+        )

@@ -78,14 +78,14 @@ class Tucker(SharedFactor):
             (geometry.outputs, second),
         )
 
-    def chains(
+    def subgraph(
         self, geometry: Geometry, factors: Sequence[NDArray[np.float32]]
-    ) -> tuple[tuple[Factor, ...], ...]:
+    ) -> tuple[Factor, ...]:
         """From V (r₁, C), core (r₂, k, r₁) and outer (N, r₂): the three Convs."""
         first, core, outer = factors
         ones = [1] * len(geometry.kernel)
         middle = np.ascontiguousarray(core.transpose(0, 2, 1))
-        chain = (
+        return (
             Factor(first.reshape(*first.shape, *ones), ()),
             Factor(
                 middle.reshape(*middle.shape[:2], *geometry.kernel),
@@ -93,4 +93,3 @@ class Tucker(SharedFactor):
             ),
             Factor(outer.reshape(*outer.shape, *ones), ()),
         )
-        return (chain,)

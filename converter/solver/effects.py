@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from converter.solver.crossed import quadratic_of
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import metric_roots
 from converter.solver.quadratic import Factors, Groups, Quadratic, Second, alternate, damped
 
 __all__ = ["Moments", "effects_of_shared", "effects_of_sparse"]
 
-PREDICT_CONJUGATE_STEPS = 2
-"""Where a form is only predicted: with 4, effects changed by 1 to 5 % and took a quarter longer."""
 NEGLIGIBLE = 1e-6
 """Effect, as a share of the variance of the network's output, below which nothing is won any more."""
 
@@ -72,7 +69,7 @@ def effects_of_shared(
     """
     half, inverse_half = metric_roots(metric, weight)
     gram = damped(moments.gram.clone())
-    quadratic = quadratic_of(gram, half, inverse_half, groups)
+    quadratic = groups.quadratic(gram, half, inverse_half)
     dense = weight @ gram
     cross = quadratic.grouped(dense)
     basis = quadratic.start(weight, max(each[0] for each in ranks))
@@ -101,8 +98,8 @@ def effects_of_shared(
 
 def _predicted(quadratic: Quadratic, cross: Tensor, first: Tensor, limit: int | None) -> Second:
     """Alternate as little as is enough to tell forms apart."""
-    steps = quadratic.predicted_steps
-    return alternate(quadratic, cross, first, steps, limit, PREDICT_CONJUGATE_STEPS)
+    steps, conjugate = quadratic.predicted_steps, quadratic.predicted_conjugate
+    return alternate(quadratic, cross, first, steps, limit, conjugate)
 
 
 def effects_of_sparse(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from converter.errors import SolverError
 from converter.solver.best import Best
-from converter.solver.crossed import quadratic_of
 from converter.solver.factorize import POLISH_PENALTY
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import Patches, Problem, caution, damping, metric_roots
@@ -53,7 +52,7 @@ class _Fit:
         spread = ((wanted - wanted.mean(0)) @ self.half).square().sum() / len(wanted)
         self.spread = float(spread) if float(spread) > 0 else 1.0
         self.groups = groups
-        self.quadratic = quadratic_of(self.gram, self.half, self.inverse_half, groups)
+        self.quadratic = groups.quadratic(self.gram, self.half, self.inverse_half)
 
     def _side(self, features: Tensor, rows: Tensor) -> Patches:
         problem = self.problem
@@ -144,8 +143,8 @@ def polish_shared(
     Returns
     -------
     Solution
-        The best iterate by the error on unseen patches; its factors are V (r, d) and K (N, T, r), those of
-        both halves of `crossed`, or V (r₁, d), core (r₂, T, r₁) and outer (N, r₂).
+        The best iterate by the error on unseen patches; its factors are V (r, d) and K (N, T, r), or V
+        (r₁, d), core (r₂, T, r₁) and outer (N, r₂), or those of `depthwise`.
     """
     fit = _Fit(problem, groups)
     quadratic = fit.quadratic
@@ -185,7 +184,7 @@ def polish_shared(
     return Solution(
         support=problem.eligible[:0] if kept is None else kept.channels,
         sparse=nothing if sparse is None else sparse,
-        factors=tuple(each for chain in factors.chains() for each in _balanced(chain)),
+        factors=_balanced(factors.chain()),
         bias=fit.plain_bias(parts, bias),
         fitted=fit.error(fit.seen, fit.respond(fit.seen, parts, bias)),
         unseen=best.error if len(fit.unseen.q) else 0.0,

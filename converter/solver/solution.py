@@ -43,7 +43,7 @@ class Solution:
         S on these channels; k is the number of kernel taps.
     factors : tuple of Tensor
         L, the factor that reads the input first; what their shapes mean is up to the scheme. Of
-        `channel`: (r, D) and (N, r), whose product is L; r is 0 without L. Several chains follow each other.
+        `channel`: (r, D) and (N, r), whose product is L; r is 0 without L.
     bias : Tensor of shape (N,)
     fitted, unseen : float
         Relative squared error after the activation, in the problem's metric, on the patches of

@@ -135,9 +135,8 @@ def test_candidates_cost_less_than_the_layer_and_what_their_form_costs(recorded:
 
 def test_every_scheme_is_offered_alone_and_beside_a_sparse_branch(recorded: Recorded) -> None:
     found = {candidate.form.family for candidate in predict(recorded.task())}
-    factorised = ["channel", "spatial", "tucker"]
-    beside = (f"sparse + {name}" for name in factorised)
-    assert found == {"keep", "sparse", "crossed", *factorised, *beside}
+    beside = {f"sparse + {name}" for name in ("channel", "spatial", "tucker")}
+    assert found == {"keep", "sparse", "channel", "spatial", "depthwise", "tucker", *beside}
 
 
 def test_effects_fall_with_the_rank(recorded: Recorded) -> None:
@@ -163,7 +162,7 @@ def test_predicted_effects_are_close_to_those_of_the_fits(recorded: Recorded) ->
     """One linear step against a whole fit through the ReLU, on the same unseen patches."""
     unseen = np.arange(IMAGES) % 8 == 7
     wanted = answers(recorded.model, recorded.images[unseen])
-    forms = (Form("spatial", (6,)), Form("crossed", (3,)), Form("channel", (6,)))
+    forms = (Form("spatial", (6,)), Form("depthwise", (8, 8)), Form("channel", (6,)))
     offered = [each for each in predict(recorded.task()) if each.form in forms]
     assert len(offered) == 3
     for candidate in offered:
@@ -262,9 +261,10 @@ FORMS = pytest.mark.parametrize(
         Form("channel", (3,), 2),
         Form("spatial", (5,)),
         Form("spatial", (4,), 1),
-        Form("crossed", (3,)),
         Form("tucker", (4, 5)),
         Form("tucker", (3, 4), 2),
+        Form("depthwise", (8, 8)),
+        Form("depthwise", (4, 8)),
         Form("sparse", (), 4),
     ],
     ids=str,
@@ -293,11 +293,9 @@ def test_a_fit_keeps_to_its_form(recorded: Recorded, form: Form) -> None:
     solution = fitted(recorded, form)
     weights = sum(each.numel() for each in (*solution.factors, solution.sparse))
     assert weights <= cost_of(recorded.geometry, form)[1] - ROWS
-    if form.scheme in ("spatial", "tucker"):
+    if form.scheme in ("spatial", "tucker", "depthwise"):
         assert solution.ranks == form.ranks
         assert len(solution.support) == form.support
-    if form.scheme == "crossed":
-        assert [len(each) for each in solution.factors[::2]] == [3, 3]
 
 
 def test_channel_keeps_its_rank_where_nothing_is_to_be_traded(recorded: Recorded) -> None:
@@ -345,21 +343,20 @@ def test_long_patches_are_looked_at_through_the_layer_itself_unless_whole(
 @FORMS
 def test_branches_of_a_form_have_its_shapes_and_no_bias(recorded: Recorded, form: Form) -> None:
     branches = branches_of_form(recorded.geometry, form)
-    assert branches.ranks == form.ranks * len(branches.chains)
+    assert branches.ranks == form.ranks
     assert branches.kept == form.support
     assert branches.bias is not None
     assert not branches.bias.any()
     assert np.isfinite(answers(replaced(recorded, branches), recorded.images)).all()
     again = branches_of_form(recorded.geometry, form)
-    assert len(branches.chains) == {"crossed": 2, "sparse": 0}.get(form.scheme, 1)
-    for one, other in zip(sum(branches.chains, ()), sum(again.chains, ()), strict=True):
+    for one, other in zip(branches.factors, again.factors, strict=True):
         assert np.array_equal(one.weight, other.weight)
 
 
 def test_a_solution_without_l_is_one_branch(recorded: Recorded) -> None:
     solution = fitted(recorded, Form("sparse", (), 4))
     branches = branches_of(recorded.geometry, Form("sparse", (), 4), solution)
-    assert branches.chains == ()
+    assert branches.factors == ()
     assert branches.kept == 4
     assert branches.sparse is not None
     assert branches.sparse.shape == (ROWS, 4, 3, 3)

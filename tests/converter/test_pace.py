@@ -151,7 +151,7 @@ def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
 
 # Budgets that are not in time -------------------------------------------------------------------------
 
-SMALL, SLOW = Form("channel", (1,)), Form("crossed", (1,))
+SMALL, SLOW = Form("channel", (1,)), Form("spatial", (1,))
 """Made-up forms of the first layer, both of half its MACs."""
 
 

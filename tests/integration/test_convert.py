@@ -284,7 +284,7 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     assert converted
     for each in converted:
         scheme = each["scheme"].removeprefix("sparse + ")
-        assert scheme in ("channel", "spatial", "crossed", "tucker", "sparse")
+        assert scheme in ("channel", "spatial", "depthwise", "tucker", "sparse")
         assert len(each["ranks"]) == {"sparse": 0, "tucker": 2}.get(scheme, 1)
         assert (each["support"] > 0) == ("sparse" in each["scheme"])
         assert each["macs_after"] < each["macs_before"]

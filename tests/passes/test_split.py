@@ -26,7 +26,7 @@ Exact = Callable[..., Branches]
 Arrays = Mapping[str, np.ndarray]
 
 WAYS = ["sparse", "low rank", "parts", "overlap"]
-SCHEMES = ["channel", "spatial", "crossed", "tucker"]
+SCHEMES = ["channel", "spatial", "depthwise", "tucker"]
 
 
 def random(*shape: int, seed: int = 1) -> np.ndarray:
@@ -187,33 +187,47 @@ def test_any_factor_may_take_over_any_axis(
         {"w": product.astype(np.float32), "b": random(4)},
         x=(2, 5, 14, 13),
     )
-    changed, _ = split(model, lambda layer: Branches(chains=(factors,), bias=layer.bias))
+    changed, _ = split(model, lambda layer: Branches(factors=factors, bias=layer.bias))
     assert_same(run, model, changed)
     assert ops(changed) == [*["Conv"] * len(axes), "Relu"]
 
 
-def test_chains_are_added_and_the_first_has_the_bias() -> None:
+@pytest.mark.parametrize("filters", [1, 2])
+def test_filters_of_each_channel_read_it_repeated(run: Run, filters: int) -> None:
     model = build(
-        "h = Conv<pads = [1, 1, 1, 1]>(x, w, b) y = Relu(h)",
+        "h = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w, b) y = Relu(h)",
         {"w": random(16, 8, 3, 3), "b": random(16, seed=2)},
-        x=(1, 8, 6, 6),
+        x=(1, 8, 7, 7),
     )
-    down, across = random(8, 8, 3, 1), random(16, 8, 1, 3)
-    chains = (
-        chain(down, across, axes=((0,), (1,))),
-        chain(down.swapaxes(2, 3), across.swapaxes(2, 3), axes=((1,), (0,))),
+    width = 4 * filters
+    factors = (
+        Factor(random(4, 8, 1, 1)),
+        Factor(random(width, 1, 3, 3), (0, 1), filters),
+        Factor(random(16, width, 1, 1)),
     )
-    changed, results = split(model, lambda layer: Branches(chains=chains, bias=layer.bias))
-    convs = {
-        n.name.rpartition("Conv/")[2] or n.name: n
-        for n in changed.graph.node
-        if n.op_type == "Conv"
-    }
-    assert [len(node.input) for node in convs.values()] == [2, 3, 2, 2]
-    assert sum("chain2/" in name for name in convs) == 2
-    assert ops(changed) == ["Conv", "Conv", "Conv", "Conv", "Add", "Relu"]
+    changed, results = split(model, lambda layer: Branches(factors=factors, bias=layer.bias))
+    repeat = ["Concat"] if filters > 1 else []
+    assert ops(changed) == ["Conv", *repeat, "Conv", "Conv", "Relu"]
+    _, middle, last = (node for node in changed.graph.node if node.op_type == "Conv")
+    attributes = {each.name: helper.get_attribute_value(each) for each in middle.attribute}
+    assert (attributes["group"], attributes["strides"]) == (width, [2, 2])
+    assert (len(middle.input), len(last.input)) == (2, 3)
     said = " ".join(change.what for result in results for change in result.changes)
-    assert "factors of rank 8 and factors of rank 8" in said
+    assert f"factors of rank 4×{width}" in said
+
+    # the same layer, whole: a channel of the first factor comes once for each filter, all before any twice
+    first, each, last_weight = (factor.weight for factor in factors)
+    dense = np.einsum(
+        "nq,qhw,qc->nchw",
+        last_weight[..., 0, 0],
+        each[:, 0],
+        np.tile(first[..., 0, 0], (filters, 1)),
+    )
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    weight = next(each for each in whole.graph.initializer if each.name == "w")
+    weight.CopyFrom(numpy_helper.from_array(dense.astype(np.float32), "w"))
+    assert_same(run, whole, changed)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -395,7 +409,7 @@ def test_denormal_weights_become_zero() -> None:
     tiny = np.full((1, 3, 1, 1), 1e-40)
     tiny[0, 0] = 1e-37  # small, yet normal
     up = np.array([1e-50, -1e-39, 1.0, 0.0]).reshape(4, 1, 1, 1)
-    changed, _ = split(model, lambda _: Branches(chains=(chain(tiny, up),)))
+    changed, _ = split(model, lambda _: Branches(factors=chain(tiny, up)))
     stored = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
     assert stored["y/down/weight"].dtype == np.float32
     np.testing.assert_array_equal(
@@ -406,14 +420,14 @@ def test_denormal_weights_become_zero() -> None:
 
 def low_rank(*shapes: tuple[int, ...], **others: np.ndarray) -> Branches:
     """Branches with factors of ones; the first has all the kernel."""
-    return Branches(chains=(chain(*map(np.ones, shapes)),), **others)
+    return Branches(factors=chain(*map(np.ones, shapes)), **others)
 
 
 def test_a_layer_that_cannot_be_converted_is_refused() -> None:
     model = build("y = Conv<group = 3>(x, w)", {"w": random(6, 1, 1, 1)}, x=(1, 3, 4, 4))
     layer = find_layers(import_graph(model))[0]
     with pytest.raises(ValueError, match="layer 'y' cannot be converted: it is a depthwise Conv"):
-        Split(layer, Branches(chains=(chain(np.ones((1, 1, 1, 1)), np.ones((6, 1, 1, 1))),)))
+        Split(layer, Branches(factors=chain(np.ones((1, 1, 1, 1)), np.ones((6, 1, 1, 1)))))
 
 
 @pytest.mark.parametrize(
@@ -444,35 +458,48 @@ PAIR = chain(np.ones((2, 3)), np.ones((4, 2)))
         ({}, "neither branch is given"),
         ({"bias": np.ones(4)}, "neither branch is given"),
         ({"support": np.array([0])}, "needs both its support and its weight"),
-        ({"chains": (chain(np.ones((2, 3))),)}, "a single factor is no low-rank branch"),
+        ({"factors": chain(np.ones((2, 3)))}, "a single factor is no low-rank branch"),
         ({"support": np.array([0.0]), "sparse": np.ones((4, 1))}, "not a list of int64"),
         ({"support": np.array([], int), "sparse": np.ones((4, 0))}, "not a list of int64"),
         ({"support": np.array([1, 0]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([1, 1]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([-1, 1]), "sparse": np.ones((4, 2))}, "ascending order"),
         ({"support": np.array([0, 1]), "sparse": np.ones((4, 3))}, "does not fit a support"),
-        ({"chains": (chain(np.ones((2, 3)), np.ones((4, 3))),)}, "do not chain"),
-        ({"chains": (chain(np.ones((2, 3)), np.ones((4, 2, 1))),)}, "do not chain"),
+        ({"factors": chain(np.ones((2, 3)), np.ones((4, 3)))}, "do not chain"),
+        ({"factors": chain(np.ones((2, 3)), np.ones((4, 2, 1)))}, "do not chain"),
         (
-            {"chains": (chain(np.ones((2, 3)), np.ones((2, 2)), np.ones((4, 3))),)},
+            {"factors": chain(np.ones((2, 3)), np.ones((2, 2)), np.ones((4, 3)))},
             "shapes \\(2, 2\\) and \\(4, 3\\) do not chain",
         ),
         (
-            {"chains": (chain(np.ones((2, 3, 3)), np.ones((4, 2, 1)), axes=((0,), (0,))),)},
+            {"factors": chain(np.ones((2, 3, 3)), np.ones((4, 2, 1)), axes=((0,), (0,)))},
             "take over the axes \\[0, 0\\], not each of 1 exactly once",
         ),
         (
-            {"chains": (chain(np.ones((2, 3, 3, 1)), np.ones((4, 2, 1, 1)), axes=((0,), ())),)},
+            {"factors": chain(np.ones((2, 3, 3, 1)), np.ones((4, 2, 1, 1)), axes=((0,), ()))},
             "take over the axes \\[0\\], not each of 2 exactly once",
         ),
-        ({"chains": (PAIR,), "bias": np.ones(5)}, "differ in their outputs"),
-        ({"chains": (PAIR,), "bias": np.ones((4, 1))}, "not a vector"),
-        ({"chains": (PAIR,), "bias": np.full(4, np.nan)}, "not finite"),
-        ({"chains": (PAIR, PAIR)}, "only a Conv may have several chains"),
-        ({"chains": (PAIR,), "select": "conv"}, "nothing selects channels by 'conv' here"),
-        ({"chains": (PAIR,), "select": "slice"}, "nothing selects channels by 'slice' here"),
         (
-            {"support": np.array([0]), "sparse": np.ones((4, 1, 3)), "chains": (PAIR,)},
+            {"factors": (Factor(np.ones((2, 1, 3)), (0,), 1), Factor(np.ones((4, 2, 1))))},
+            "reads each channel alone",
+        ),
+        (
+            {
+                "factors": (
+                    Factor(np.ones((2, 3, 1))),
+                    Factor(np.ones((6, 1, 3)), (0,), 2),
+                    Factor(np.ones((4, 6, 1))),
+                )
+            },
+            "do not chain",
+        ),
+        ({"factors": PAIR, "bias": np.ones(5)}, "differ in their outputs"),
+        ({"factors": PAIR, "bias": np.ones((4, 1))}, "not a vector"),
+        ({"factors": PAIR, "bias": np.full(4, np.nan)}, "not finite"),
+        ({"factors": PAIR, "select": "conv"}, "nothing selects channels by 'conv' here"),
+        ({"factors": PAIR, "select": "slice"}, "nothing selects channels by 'slice' here"),
+        (
+            {"support": np.array([0]), "sparse": np.ones((4, 1, 3)), "factors": PAIR},
             "differ in their kernels",
         ),
     ],
@@ -508,10 +535,10 @@ def test_a_factor_with_another_kernel_than_its_axes_is_refused(
 def test_the_size_of_the_branches_is_told() -> None:
     support, sparse = np.array([0, 2]), np.ones((4, 2))
     factors = chain(np.ones((3, 5)), np.ones((2, 3)), np.ones((4, 2)))
-    assert Branches(support, sparse, (factors,)).kept == 2
-    assert Branches(support, sparse, (factors,)).ranks == (3, 2)
+    assert Branches(support, sparse, factors).kept == 2
+    assert Branches(support, sparse, factors).ranks == (3, 2)
     assert Branches(support, sparse).ranks == ()
-    assert Branches(chains=(factors,)).kept == 0
+    assert Branches(factors=factors).kept == 0
 
 
 def test_a_graph_without_the_layer_is_refused(exact: Exact) -> None:
@@ -625,7 +652,7 @@ def optimised_between_convs(
     branches = Branches(
         support=np.arange(kept) if kept else None,
         sparse=random(outputs, kept, 3, 3) if kept else None,
-        chains=(factors,),
+        factors=factors,
         bias=layer.bias,
         select=select,
     )

@@ -33,7 +33,14 @@ def geometry(outputs: int = 64, channels: int = 32) -> Geometry:
 @pytest.mark.parametrize("share", [1 / 2, 1 / 4])
 @pytest.mark.parametrize(
     ("scheme", "support"),
-    [("channel", 0), ("tucker", 0), ("spatial", 0), ("crossed", 0), ("spatial", 4)],
+    [
+        ("channel", 0),
+        ("tucker", 0),
+        ("spatial", 0),
+        ("depthwise", 1),
+        ("depthwise", 2),
+        ("spatial", 4),
+    ],
 )
 def test_forms_have_nearly_the_weights_that_they_may(
     scheme: str, support: int, share: float
@@ -41,7 +48,7 @@ def test_forms_have_nearly_the_weights_that_they_may(
     shape = geometry()
     form = _form(shape, scheme, support, share)
     assert form is not None
-    assert (form.scheme, form.support) == (scheme, support)
+    assert (form.scheme, form.support) == (scheme, 0 if scheme == "depthwise" else support)
     weights = cost_of(shape, form)[1] - shape.outputs
     whole = shape.outputs * shape.columns
     # one rank more would be too much
@@ -56,7 +63,12 @@ def test_there_is_no_form_of_less_than_one_rank() -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [Form("channel", (3,)), Form("spatial", (3,), 1), Form("tucker", (2, 3), 2)],
+    [
+        Form("channel", (3,)),
+        Form("spatial", (3,), 1),
+        Form("tucker", (2, 3), 2),
+        Form("depthwise", (2, 4)),
+    ],
     ids=str,
 )
 def test_the_dense_weight_answers_as_the_fit_said(form: Form) -> None:
@@ -120,7 +132,7 @@ def test_both_tables_stand_on_one_page(small: tuple[Path, Path], tmp_path: Path)
     assert [row.split(" | ")[2] for row in rows] == ["0.5", "0.25"]
     for row in rows:
         errors = [float(cell.split()[0]) for cell in row.strip("| ").split(" | ")[3:]]
-        assert len(errors) == 6
+        assert len(errors) == 7
         assert all(0 < error < 1 for error in errors)
 
 

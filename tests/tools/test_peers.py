@@ -84,7 +84,7 @@ def test_a_pair_of_full_rank_is_the_weight(shape: tuple[int, ...]) -> None:
     for factorise in (peers._channel_pair, peers._spatial_pair):
         pair = factorise(weight)
         cut = pair.cut(pair.rank, None)
-        first, second = (factor.weight for factor in cut.chains[0])
+        first, second = (factor.weight for factor in cut.factors)
         # a chain of kernels is their product over the rank, each axis in one of the two
         product = np.einsum("rc...,nr...->nc...", first, second)
         np.testing.assert_allclose(product, weight, atol=1e-5)  # float32 round-off of one SVD
@@ -94,7 +94,7 @@ def test_a_pair_that_is_cut_keeps_the_largest_singular_values() -> None:
     weight = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
     values = np.linalg.svd(weight, compute_uv=False)
     cut = peers._channel_pair(weight).cut(2, None)
-    first, second = (factor.weight for factor in cut.chains[0])
+    first, second = (factor.weight for factor in cut.factors)
     # Eckart and Young: what is left is the tail
     left = np.linalg.norm(weight - second @ first)
     assert left == pytest.approx(np.linalg.norm(values[2:]), rel=1e-4)

@@ -132,7 +132,7 @@ def half(layer: Layer, seed: int = 0) -> Branches:
         Factor(0.3 * normal(2, *patch, seed=seed), tuple(range(axes))),
         Factor(0.3 * normal(outputs, 2, *[1] * axes, seed=seed + 1)),
     )
-    return Branches(chains=(factors,), bias=layer.bias)
+    return Branches(factors=factors, bias=layer.bias)
 
 
 def split(model: onnx.ModelProto, layer: Layer, seed: int = 0) -> onnx.ModelProto:

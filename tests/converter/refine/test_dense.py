@@ -69,20 +69,20 @@ def branches(layer: Layer, scheme: str) -> Branches:
     outputs, channels, *kernel = layer.weight.shape
     axes = tuple(range(len(kernel)))
     ones = [1] * len(kernel)
-    support, sparse, chains = None, None, ()
+    support, sparse = None, None
+    factors: tuple[Factor, ...] = ()
     if scheme in ("sparse", "channel beside sparse"):
         support = np.arange(0, channels, 2, dtype=np.int64)
         sparse = values(outputs, len(support), *kernel)
     if scheme in ("channel", "channel beside sparse") or (scheme != "sparse" and not kernel):
         factors = (Factor(values(2, channels, *kernel), axes), Factor(values(outputs, 2, *ones)))
-        chains = (factors,)
-    elif scheme in ("spatial", "crossed"):
+    elif scheme == "spatial":
         first, second = values(2, channels, kernel[0], 1), values(outputs, 2, 1, kernel[1])
-        chains = ((Factor(first, (0,)), Factor(second, (1,))),)
-    if scheme == "crossed" and kernel:
-        first, second = values(3, channels, 1, kernel[1]), values(outputs, 3, kernel[0], 1)
-        chains = (*chains, (Factor(first, (1,)), Factor(second, (0,))))
-    return Branches(support, sparse, chains, values(outputs))
+        factors = (Factor(first, (0,)), Factor(second, (1,)))
+    elif scheme == "depthwise":
+        filters = Factor(values(6, 1, *kernel), axes, 2)
+        factors = (Factor(values(3, channels, *ones)), filters, Factor(values(outputs, 6, *ones)))
+    return Branches(support, sparse, factors, values(outputs))
 
 
 def answers(model: onnx.ModelProto) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ def answers(model: onnx.ModelProto) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["sparse", "channel", "spatial", "crossed", "channel beside sparse"]
+    "scheme", ["sparse", "channel", "spatial", "depthwise", "channel beside sparse"]
 )
 @pytest.mark.parametrize("patches", [1 << 12, 1 << 26], ids=["a few at a time", "all at once"])
 def test_it_computes_what_the_converted_one_does(

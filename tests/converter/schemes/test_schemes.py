@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_the_cost_of_a_form_is_that_of_its_graph(case: Case, name: str) -> None:
         branches = branches_of_form(geometry, form)
         model = converted(case, layer, branches)
         assert cost_of(geometry, form) == counted(case, model), form
-        assert branches.ranks == form.ranks * len(branches.chains)
+        assert branches.ranks == form.ranks
         assert branches.kept == form.support
         original = answers(model_of(case), feed_of(case))
         assert answers(model, feed_of(case)).shape == original.shape
@@ -187,7 +188,7 @@ def test_ranks_save_weights_and_anchors_are_some_of_them(case: Case, name: str) 
     for each in ranks:
         assert scheme.cost(geometry, each)[1] < geometry.outputs * geometry.columns
         assert all(rank < 16 or rank % 4 == 0 for rank in each)
-    if name != "tucker" and len(ranks) > 1:  # the range of what is interpolated
+    if name not in ("tucker", "depthwise") and len(ranks) > 1:  # the range of what is interpolated
         assert ranks == sorted(ranks)
         assert anchors[-1][0] > 0.6 * ranks[-1][0]
 
@@ -197,16 +198,25 @@ def test_schemes_apply_where_their_convs_differ_from_the_layer(case: Case) -> No
     _, geometry = layer_of(case)
     kernel = geometry.kernel
     assert bool(SCHEMES["spatial"].ranks(geometry)) == (len(kernel) == 2 and min(kernel) > 1)
-    square = len(kernel) == 2 and kernel[0] == kernel[1] > 1
-    assert bool(SCHEMES["crossed"].ranks(geometry)) == (square and geometry.columns <= LONG_PATCH)
     assert bool(SCHEMES["tucker"].ranks(geometry)) == (geometry.taps > 1)
+    wide = geometry.taps > 1 and geometry.columns <= LONG_PATCH
+    assert bool(SCHEMES["depthwise"].ranks(geometry)) == wide
     assert SCHEMES["channel"].ranks(geometry)
 
 
-def test_crossed_is_for_patches_that_are_not_long() -> None:
+def test_depthwise_is_for_patches_that_are_not_long() -> None:
     for channels, offered in ((256, True), (257, False)):
         geometry = Geometry("Conv", 64, channels, (3, 3), (4, 4), (4, 4), bias=True)
-        assert bool(SCHEMES["crossed"].ranks(geometry)) == offered
+        assert bool(SCHEMES["depthwise"].ranks(geometry)) == offered
+
+
+def test_depthwise_filters_channels_in_blocks_of_which_onnxruntime_has_a_kernel() -> None:
+    for channels, most in ((64, 2), (256, 1)):
+        geometry = Geometry("Conv", 64, channels, (3, 3), (4, 4), (4, 4), bias=True)
+        ranks = SCHEMES["depthwise"].ranks(geometry)
+        assert {second // first for first, second in ranks} == set(range(1, most + 1))
+        assert all(second % first == 0 for first, second in ranks)
+        assert all(first == 8 or first % 16 == 0 for first, _ in ranks)
 
 
 @EACH_CASE
@@ -234,13 +244,15 @@ def test_ranks_and_supports_of_large_layers_are_whole_blocks() -> None:
 def full_factors(scheme: str, weight: NDArray[np.float64]) -> tuple[tuple[int, ...], list[Floats]]:
     """Full ranks, and factors of the shapes that a fit gives, whose product is the weight."""
     outputs, channels, *kernel = weight.shape
-    if scheme == "crossed":
-        ranks, first = full_factors("spatial", weight / 4)
-        return ranks, first + full_factors("spatial", weight.swapaxes(2, 3) * 3 / 4)[1]
     if scheme == "tucker":
         core = weight.reshape(outputs, channels, -1).transpose(0, 2, 1)
         exact = [np.eye(channels), core, np.eye(outputs)]
-        ranks = (channels, outputs)
+        ranks: tuple[int, ...] = (channels, outputs)
+    elif scheme == "depthwise":  # a filter for each tap of each channel
+        taps = math.prod(kernel)
+        by_tap = weight.reshape(outputs, channels, taps).transpose(0, 2, 1).reshape(outputs, -1)
+        exact = [np.eye(channels), np.repeat(np.eye(taps), channels, 0), by_tap]
+        ranks = (channels, channels * taps)
     else:
         matrix = weight.reshape(outputs, -1)
         if scheme == "spatial":
@@ -258,7 +270,7 @@ def assert_close(found: Floats, wanted: Floats) -> None:
     assert np.abs(found - wanted).max() <= 1e-4 * np.ptp(wanted)
 
 
-@pytest.mark.parametrize("name", ["channel", "spatial", "crossed", "tucker"])
+@pytest.mark.parametrize("name", ["channel", "spatial", "depthwise", "tucker"])
 @EACH_CASE
 def test_factors_of_full_rank_are_the_layer(case: Case, name: str) -> None:
     layer, geometry = layer_of(case)
@@ -267,7 +279,7 @@ def test_factors_of_full_rank_are_the_layer(case: Case, name: str) -> None:
         pytest.skip(f"{name} does not apply")
     ranks, factors = full_factors(name, weight_of(layer).astype(np.float64))
     assert tuple(each.shape for each in factors) == scheme.shapes(geometry, ranks)
-    branches = Branches(chains=scheme.chains(geometry, factors), bias=layer.bias)
+    branches = Branches(factors=scheme.subgraph(geometry, factors), bias=layer.bias)
     found = answers(converted(case, layer, branches), feed_of(case))
     assert_close(found, answers(model_of(case), feed_of(case)))
 
@@ -277,7 +289,7 @@ def test_a_form_that_is_timed_neither_fades_nor_grows() -> None:
     for form in (Form("channel", (32,)), Form("spatial", (32,)), Form("tucker", (32, 32))):
         patches = np.random.default_rng(2).normal(size=(500, geometry.columns))
         weight: NDArray[np.float64] | None = None
-        for factor in sum(branches_of_form(geometry, form).chains, ()):
+        for factor in branches_of_form(geometry, form).factors:
             dense = factor.weight.astype(np.float64)
             weight = dense if weight is None else np.einsum("nr...,rc...->nc...", dense, weight)
         assert weight is not None

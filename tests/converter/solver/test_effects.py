@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from converter.errors import SolverError
-from converter.solver.effects import (
-    PREDICT_CONJUGATE_STEPS,
-    Moments,
-    effects_of_shared,
-    effects_of_sparse,
-)
+from converter.solver.effects import Moments, effects_of_shared, effects_of_sparse
 from converter.solver.problem import DAMPING, METRIC_FLOOR, metric_roots
 from converter.solver.quadratic import Groups, Quadratic, alternate, covariance, damped
 from tests.converter.solver.conftest import (
@@ -79,7 +74,7 @@ def test_effects_are_those_of_the_fits(groups: Groups, ranks: tuple[tuple[int, .
             first,
             Quadratic.predicted_steps,
             middle,
-            PREDICT_CONJUGATE_STEPS,
+            Quadratic.predicted_conjugate,
         )
         missed = (weight - second.factors(limit).weight(groups)).double()
         assert effect == pytest.approx(direct_effect(moments, metric, missed, weight), rel=1e-3)

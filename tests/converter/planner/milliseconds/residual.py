@@ -71,15 +71,15 @@ def replace(layer: Layer, form: Form) -> Branches:
         return np.full(shape, 0.01, np.float32)
 
     support = sparse = None
-    chains: tuple[tuple[Factor, ...], ...] = ()
+    factors: tuple[Factor, ...] = ()
     if form.support:
         support = np.arange(form.support, dtype=np.int64) * 2
         sparse = weight(outputs, form.support, *kernel)
     if form.ranks:
         (rank,) = form.ranks
         down = Factor(weight(rank, channels, *kernel), tuple(range(len(kernel))))
-        chains = ((down, Factor(weight(outputs, rank, *[1] * len(kernel)))),)
-    return Branches(support, sparse, chains, weight(outputs, 1)[:, 0])
+        factors = (down, Factor(weight(outputs, rank, *[1] * len(kernel))))
+    return Branches(support, sparse, factors, weight(outputs, 1)[:, 0])
 
 
 def channel(layer: Layer, rank: int, support: int = 0) -> Point:

@@ -1,0 +1,230 @@
+"""L as a 1×1 Conv, filters of its own for every channel, and a 1×1 Conv: Ŵ_t = Σ_jm U_jm D_jmt A_j.
+
+With one filter for each channel that is the canonical decomposition of W over outputs, taps and inputs
+(Lebedev et al., arXiv:1412.6553); with M of them a decomposition in terms of rank (M, M, 1) (De Lathauwer,
+SIAM J. Matrix Anal. Appl. 30, 2008). Turns of A, D and U, each with the others held, hardly move after a
+while. Here U follows A and D in closed form, and these two take steps of Gauss and Newton together, on what
+U cannot make up for (variable projection as by Kaufman, BIT 15, 1975). A step is a few conjugate gradients,
+each of one product N·D² with G and some of N·D·r.
+
+Symbols are those of `quadratic`; taps are the groups t, so that d is C, and U is the second factor. And
+
+A : (r, C), what the first Conv makes of the input. D : (r, M, T), the filters of each row of A.
+F : D ∘ A (r·M, D), all filters as they see a patch: Ŵ = U F.
+
+A and D travel side by side in one tensor (r, C + M·T), which is the first factor of `quadratic`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from converter.solver.prox import truncate
+from converter.solver.quadratic import Factors, Groups, Quadratic, Second, conjugate, regular
+
+__all__ = ["Depthwise", "DepthwiseFactors", "Filters"]
+
+TIE = 1e-3
+"""Share of the mean curvature that holds a step back: terms that cancel each other out would grow without
+bound, as those of a canonical decomposition may."""
+
+LENGTHS = (1.0, 0.5, 0.25)
+"""Of a step, the first that is not for the worse."""
+
+
+@dataclass(frozen=True)
+class Filters(Groups):
+    """Columns of W tap by tap, and how many filters a channel has.
+
+    Attributes
+    ----------
+    columns : Tensor of shape (T, C), int64
+    each : int, default 1
+        M.
+    """
+
+    each: int = 1
+
+    def quadratic(self, gram: Tensor, half: Tensor, inverse_half: Tensor) -> Depthwise:
+        """Give what a fit of A, D and U needs of the patches."""
+        return Depthwise(gram, half, inverse_half, self)
+
+    def parts(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Take apart A (r, C) and D (r, M, T)."""
+        taps, channels = self.columns.shape
+        return first[:, :channels], first[:, channels:].reshape(len(first), self.each, taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseFactors(Factors):
+    """A and D, also side by side as `first`, and U (N, r, M)."""
+
+    inputs: Tensor
+    filters: Tensor
+
+    def weight(self, groups: Groups) -> Tensor:
+        """Return Ŵ (N, D), its columns where they belong."""
+        grouped = spread(self.second, self.filters) @ self.inputs
+        total = torch.empty(len(grouped), groups.order.numel()).to(grouped)
+        total[:, groups.order] = grouped.flatten(1)
+        return total
+
+    def respond(self, patches: Tensor, groups: Groups) -> Tensor:
+        """Response (n, N) to patches (n, D), factor by factor."""
+        filtered = torch.zeros(len(patches), *self.filters.shape[:2]).to(patches)
+        for tap, columns in enumerate(groups.columns):
+            thinned = patches[:, columns] @ self.inputs.T
+            filtered.addcmul_(thinned[:, :, None], self.filters[:, :, tap])
+        return filtered.flatten(1) @ self.second.flatten(1).T
+
+    def covered(self, groups: Groups, products: Tensor) -> Tensor:
+        """Ŵ G (N, D), of the products of A and D."""
+        grouped = self.second.flatten(1) @ products.flatten(1)
+        covered = torch.empty_like(grouped)
+        covered[:, groups.order] = grouped
+        return covered
+
+    def chain(self) -> tuple[Tensor, ...]:
+        """Give A (r, C), D (M·r, T) and U (N, M·r): one filter of every channel, then the next of each."""
+        by_filter = self.filters.transpose(0, 1).flatten(0, 1)
+        return self.inputs, by_filter, self.second.transpose(1, 2).flatten(1)
+
+
+def joined(inputs: Tensor, filters: Tensor) -> Tensor:
+    """Put A and D side by side."""
+    return torch.cat([inputs, filters.flatten(1)], 1)
+
+
+def spread(second: Tensor, filters: Tensor) -> Tensor:
+    """U D (N, T, r): by what A is multiplied."""
+    return torch.einsum("njm,jmt->ntj", second, filters)
+
+
+class Depthwise(Quadratic):
+    """What a fit of A, D and U in the metric of the data needs of the patches.
+
+    Products of A and D are rows of F G: (r·M, T, C).
+    """
+
+    start_steps = 24
+    predicted_steps = 4
+    predicted_conjugate = 6
+    conjugate_steps = 8
+    # rows of F may come close to each other
+    ridge = 1e-5
+
+    def __init__(self, gram: Tensor, half: Tensor, inverse_half: Tensor, groups: Filters) -> None:
+        super().__init__(gram, half, inverse_half, groups)
+        self.filters = groups
+        # how taps go together, whatever the channel; its inverse preconditions D
+        taps = self.gram.diagonal(dim1=1, dim2=3).sum(2).double()
+        taps = regular(taps / taps.diagonal().mean(), TIE)
+        self._taps_inverse = torch.linalg.inv(taps).to(gram.dtype)
+
+    def products(self, first: Tensor) -> Tensor:
+        """F G: (r·M, T, C)."""
+        inputs, filters = self.filters.parts(first)
+        return self._measured(self._rows(inputs, filters))
+
+    def _rows(self, inputs: Tensor, filters: Tensor) -> Tensor:
+        """D ∘ A (r·M, T, C)."""
+        return torch.einsum("jmt,jc->jmtc", filters, inputs).flatten(0, 1)
+
+    def _measured(self, rows: Tensor) -> Tensor:
+        """Multiply rows (n, T, C) by G."""
+        size = self.count * self.inner
+        return (rows.reshape(-1, size) @ self.gram.view(size, size)).view_as(rows)
+
+    def start(self, weight: Tensor, rank: int) -> Tensor:
+        """Leading directions in the mean metric of a tap, each as often as it has strong filters."""
+        grouped = (self.half @ self.grouped(weight).flatten(1)).view(-1, self.inner) @ self._root
+        vectors, _ = truncate(grouped.T, min(rank, self.inner))
+        along = (grouped @ vectors).view(len(weight), self.count, -1).permute(2, 0, 1)
+        _, strengths, filters = torch.linalg.svd(along, full_matrices=False)
+        each = self.filters.each
+        whole = strengths.shape[1] // each  # sets of filters of one direction
+        sets = strengths[:, : whole * each].square().view(-1, whole, each).sum(2).flatten()
+        chosen = sets.argsort(descending=True, stable=True)[:rank]
+        inputs = torch.linalg.solve_triangular(self._root.T, vectors, upper=True).T
+        taken = filters[:, : whole * each].reshape(len(sets), each, -1)
+        return even(inputs[chosen // whole], taken[chosen])
+
+    def seen(self, grouped: Tensor, first: Tensor) -> Tensor:
+        """Apply Fᵀ from the right to rows (n, T, C): (n, r·M)."""
+        inputs, filters = self.filters.parts(first)
+        return torch.einsum("ntj,jmt->njm", grouped @ inputs.T, filters).flatten(1)
+
+    def factors(self, first: Tensor, second: Tensor) -> DepthwiseFactors:
+        """Give A, D and U, of U in one piece (N, r·M)."""
+        inputs, filters = self.filters.parts(first)
+        shaped = second.view(len(second), *filters.shape[:2])
+        return DepthwiseFactors(first, shaped, inputs=inputs, filters=filters)
+
+    def step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Second:
+        """Better A and D, and the best U for them; a step that goes too far is shortened."""
+        first = second.first
+        towards = self.first_step(cross, second.factors(limit), second.products, steps) - first
+        for length in LENGTHS:
+            tried = even(*self.filters.parts(first + length * towards))
+            found = self.second_step(cross, tried, self.products(tried))
+            if found.reached >= second.reached:
+                return found
+        return second
+
+    def first_step(self, cross: Tensor, factors: Factors, products: Tensor, steps: int) -> Tensor:
+        """Where A and D would fit best together with U, were what they change linear."""
+        first, second = factors.first, factors.second
+        inputs, filters = self.filters.parts(first)
+        weighed = torch.einsum("mn,njk->mjk", self.metric, second)
+        on_inputs, weighed_on_inputs = spread(second, filters), spread(weighed, filters)
+
+        # curvatures along A, the same for all its columns, and along the filters of each of its rows
+        of_inputs = torch.einsum("ntj,nti->ji", weighed_on_inputs, on_inputs).double()
+        tie = TIE * float(of_inputs.diagonal().mean()) or 1.0
+        of_inputs.diagonal().add_(tie)
+        inputs_root = torch.linalg.cholesky(of_inputs).to(first.dtype)
+        sizes = ((inputs @ self._mean) * inputs).sum(1)
+        of_filters = torch.einsum("njm,njk->jmk", weighed, second) * sizes[:, None, None]
+        ties = TIE * of_filters.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+        of_filters.diagonal(dim1=1, dim2=2).add_(ties[:, None])
+        filters_inverse = torch.linalg.inv(of_filters)
+        normal = self.seen(products, first).double()
+        second_root = self._root_of((normal + normal.T) / 2).to(first.dtype)
+
+        def gradient(error: Tensor) -> Tensor:  # of Ω (T − Ŵ) G, rows (N, T, C), as A and D see it
+            by_inputs = torch.einsum("ntj,ntc->jc", weighed_on_inputs, error)
+            by_filters = torch.einsum("njm,ntj->jmt", weighed, error @ inputs.T)
+            return joined(by_inputs, by_filters)
+
+        def moved(direction: Tensor) -> Tensor:
+            to_inputs, to_filters = self.filters.parts(direction)
+            if second[0].numel() < len(second):  # fewer filters than outputs
+                change = self._rows(to_inputs, filters) + self._rows(inputs, to_filters)
+                answer = (second.flatten(1) @ self._measured(change).flatten(1)).view_as(cross)
+            else:
+                change = on_inputs @ to_inputs + spread(second, to_filters) @ inputs
+                answer = self._measured(change)
+            made_up = torch.cholesky_solve(self.seen(answer, first).T, second_root).T
+            answer -= (made_up @ products.flatten(1)).view_as(answer)
+            held = joined(tie * (to_inputs @ self._mean), ties[:, None, None] * to_filters)
+            return gradient(answer) + held
+
+        def preconditioned(residual: Tensor) -> Tensor:
+            to_inputs, to_filters = self.filters.parts(residual)
+            right = torch.cholesky_solve(to_inputs.T, self._root).T
+            return joined(
+                torch.cholesky_solve(right, inputs_root),
+                filters_inverse @ to_filters @ self._taps_inverse,
+            )
+
+        left = cross - (second.flatten(1) @ products.flatten(1)).view_as(cross)
+        return conjugate(first, gradient(left), moved, preconditioned, steps)
+
+
+def even(inputs: Tensor, filters: Tensor) -> Tensor:
+    """Give rows of A one length, and orthonormal filters to each of them: U is solved anew."""
+    lengths = torch.linalg.vector_norm(inputs, dim=1, keepdim=True).clamp_min(1e-30)
+    return joined(inputs / lengths, torch.linalg.qr(filters.mT).Q.mT)
