@@ -150,7 +150,13 @@ class Depthwise(Quadratic):
         chosen = sets.argsort(descending=True, stable=True)[:rank]
         inputs = torch.linalg.solve_triangular(self._root.T, vectors, upper=True).T
         taken = filters[:, : whole * each].reshape(len(sets), each, -1)
-        return even(inputs[chosen // whole], taken[chosen])
+        return self._even(joined(inputs[chosen // whole], taken[chosen]))
+
+    def _even(self, first: Tensor) -> Tensor:
+        """Give each row of A the variance 1 on patches, and orthonormal filters: U is solved anew."""
+        inputs, filters = self.filters.parts(first)
+        variances = ((inputs @ self._mean) * inputs).sum(1, keepdim=True)
+        return joined(inputs / variances.clamp_min(1e-30).sqrt(), torch.linalg.qr(filters.mT).Q.mT)
 
     def seen(self, grouped: Tensor, first: Tensor) -> Tensor:
         """Apply Fᵀ from the right to rows (n, T, C): (n, r·M)."""
@@ -168,7 +174,7 @@ class Depthwise(Quadratic):
         first = second.first
         towards = self.first_step(cross, second.factors(limit), second.products, steps) - first
         for length in LENGTHS:
-            tried = even(*self.filters.parts(first + length * towards))
+            tried = self._even(first + length * towards)
             found = self.second_step(cross, tried, self.products(tried))
             if found.reached >= second.reached:
                 return found
@@ -222,9 +228,3 @@ class Depthwise(Quadratic):
 
         left = cross - (second.flatten(1) @ products.flatten(1)).view_as(cross)
         return conjugate(first, gradient(left), moved, preconditioned, steps)
-
-
-def even(inputs: Tensor, filters: Tensor) -> Tensor:
-    """Give rows of A one length, and orthonormal filters to each of them: U is solved anew."""
-    lengths = torch.linalg.vector_norm(inputs, dim=1, keepdim=True).clamp_min(1e-30)
-    return joined(inputs / lengths, torch.linalg.qr(filters.mT).Q.mT)
