@@ -276,8 +276,8 @@ def _family(
         return []
     effects = scheme.effects(evidence, geometry, anchors, support)
     known = dict(zip(anchors, effects, strict=True))
-    if () in known:  # S alone
-        return [(form_of(()), known[()])]
+    if not scheme.interpolates:
+        return [(form_of(ranks), effect) for ranks, effect in known.items()]
     found: list[tuple[Form, float]] = []
     for ray in dict.fromkeys(map(_ray, anchors)):
         measured = [ranks for ranks in anchors if _ray(ranks) == ray]

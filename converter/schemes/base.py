@@ -85,12 +85,14 @@ class Scheme(Protocol):
     """Whether prediction and fit need patches as they are, of all channels and taps."""
     takes_sparse: bool
     """Whether S may stand beside L; it takes several fits for each form."""
+    interpolates: bool
+    """Whether ranks between anchors are offered, at effects that are read off between these."""
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """Ranks that L may take, each cheaper in weights than the layer; empty where it does not apply."""
 
     def anchors(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
-        """Ranks, out of `ranks`, whose effect is measured; the others are interpolated where `dense`."""
+        """Ranks, out of `ranks`, whose effect is measured."""
 
     def cost(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[float, float]:
         """Multiply-accumulates of one sample, and weights, of L."""

@@ -29,6 +29,7 @@ class Channel:
     name = "channel"
     whole_patches = False
     takes_sparse = True
+    interpolates = True
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """All usable ranks that save weights."""

@@ -41,6 +41,7 @@ class Depthwise:
     name = "depthwise"
     whole_patches = True
     takes_sparse = False
+    interpolates = True
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """All pairs r and M·r that save weights, for several taps and patches that are not long."""

@@ -30,7 +30,9 @@ class Form:
 
     @property
     def family(self) -> str:
-        """The scheme with its sparse branch, as people read it: "sparse + spatial"."""
+        """The scheme with its sparse branch, or with its filters: "sparse + spatial", "depthwise ×2"."""
+        if self.scheme == "depthwise" and self.ranks[1] > self.ranks[0]:
+            return f"{self.scheme} ×{self.ranks[1] // self.ranks[0]}"
         beside = self.support > 0 and self.scheme != "sparse"
         return f"sparse + {self.scheme}" if beside else self.scheme
 

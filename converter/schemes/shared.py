@@ -22,6 +22,7 @@ class SharedFactor(ABC):
 
     whole_patches = True
     takes_sparse = True
+    interpolates = True
 
     @abstractmethod
     def groups(self, geometry: Geometry, device: str) -> Groups:

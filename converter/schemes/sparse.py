@@ -31,6 +31,7 @@ class Sparse:
     name = "sparse"
     whole_patches = True
     takes_sparse = True
+    interpolates = False
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """One: there is no L."""

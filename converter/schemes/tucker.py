@@ -31,6 +31,7 @@ class Tucker(SharedFactor):
     """A small Conv between two 1×1 Convs, for kernels of more than one tap."""
 
     name = "tucker"
+    interpolates = False
 
     def ranks(self, geometry: Geometry) -> Sequence[tuple[int, ...]]:
         """Pairs over a grid that save weights."""

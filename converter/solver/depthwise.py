@@ -5,7 +5,7 @@ With one filter for each channel that is the canonical decomposition of W over o
 SIAM J. Matrix Anal. Appl. 30, 2008). Turns of A, D and U, each with the others held, hardly move after a
 while. Here U follows A and D in closed form, and these two take steps of Gauss and Newton together, on what
 U cannot make up for (variable projection as by Kaufman, BIT 15, 1975). A step is a few conjugate gradients,
-each of one product N·D² with G and some of N·D·r.
+each of one product with G, N·D² or r·M·D², whichever is less, and some of N·D·r.
 
 Symbols are those of `quadratic`; taps are the groups t, so that d is C, and U is the second factor. And
 
@@ -171,12 +171,12 @@ class Depthwise(Quadratic):
 
     def step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Second:
         """Better A and D, and the best U for them; a step that goes too far is shortened."""
-        first = second.first
+        first, before = second.first, second.reached
         towards = self.first_step(cross, second.factors(limit), second.products, steps) - first
         for length in LENGTHS:
             tried = self._even(first + length * towards)
             found = self.second_step(cross, tried, self.products(tried))
-            if found.reached >= second.reached:
+            if found.reached >= before:
                 return found
         return second
 
@@ -198,7 +198,7 @@ class Depthwise(Quadratic):
         of_filters.diagonal(dim1=1, dim2=2).add_(ties[:, None])
         filters_inverse = torch.linalg.inv(of_filters)
         normal = self.seen(products, first).double()
-        second_root = self._root_of((normal + normal.T) / 2).to(first.dtype)
+        root = self._root_of((normal + normal.T) / 2).to(first.dtype)
 
         def gradient(error: Tensor) -> Tensor:  # of Ω (T − Ŵ) G, rows (N, T, C), as A and D see it
             by_inputs = torch.einsum("ntj,ntc->jc", weighed_on_inputs, error)
@@ -213,7 +213,7 @@ class Depthwise(Quadratic):
             else:
                 change = on_inputs @ to_inputs + spread(second, to_filters) @ inputs
                 answer = self._measured(change)
-            made_up = torch.cholesky_solve(self.seen(answer, first).T, second_root).T
+            made_up = torch.cholesky_solve(self.seen(answer, first).T, root).T
             answer -= (made_up @ products.flatten(1)).view_as(answer)
             held = joined(tie * (to_inputs @ self._mean), ties[:, None, None] * to_filters)
             return gradient(answer) + held

@@ -138,7 +138,7 @@ class Second:
 
     @property
     def reached(self) -> float:
-        """How much less the error is than without any Ŵ: tr Ω Ŵ G Ŵᵀ."""
+        """How much less the error is than without any Ŵ: tr Ω Ŵ G Ŵᵀ, but for the ridge."""
         return float((self.quadratic.half @ self.whitened).square().sum())
 
     def factors(self, limit: int | None = None) -> Factors:
@@ -232,7 +232,7 @@ class Quadratic:
         return torch.cholesky_solve(right, inner)
 
     def step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Second:
-        """Better V, and the best K for it."""
+        """Better V, and the best K for it; what was given where nothing better is found."""
         first = self.first_step(cross, second.factors(limit), second.products, steps)
         return self.second_step(cross, first, self.products(first))
 
@@ -351,7 +351,9 @@ def alternate(
         products = quadratic.products(first)
     second = quadratic.second_step(cross, first, products)
     for _ in range(steps):
-        second = quadratic.step(cross, second, limit, conjugate_steps)
+        before, second = second, quadratic.step(cross, second, limit, conjugate_steps)
+        if second is before:
+            break
     return second
 
 
