@@ -209,7 +209,7 @@ def predict(task: Task) -> tuple[Candidate, ...]:
     """List what a layer may become, with cost and predicted effect; the layer as it is comes first.
 
     Anchors of each family are fitted; between them the logarithm of the effect is interpolated over the
-    first rank.
+    first rank, along rays of ranks, where the scheme says so.
     """
     import torch
 

@@ -67,7 +67,7 @@ class DepthwiseFactors(Factors):
 
     def weight(self, groups: Groups) -> Tensor:
         """Return Ŵ (N, D), its columns where they belong."""
-        grouped = spread(self.second, self.filters) @ self.inputs
+        grouped = by_tap(self.second, self.filters) @ self.inputs
         total = torch.empty(len(grouped), groups.order.numel()).to(grouped)
         total[:, groups.order] = grouped.flatten(1)
         return total
@@ -98,7 +98,7 @@ def joined(inputs: Tensor, filters: Tensor) -> Tensor:
     return torch.cat([inputs, filters.flatten(1)], 1)
 
 
-def spread(second: Tensor, filters: Tensor) -> Tensor:
+def by_tap(second: Tensor, filters: Tensor) -> Tensor:
     """U D (N, T, r): by what A is multiplied."""
     return torch.einsum("njm,jmt->ntj", second, filters)
 
@@ -185,7 +185,7 @@ class Depthwise(Quadratic):
         first, second = factors.first, factors.second
         inputs, filters = self.filters.parts(first)
         weighed = torch.einsum("mn,njk->mjk", self.metric, second)
-        on_inputs, weighed_on_inputs = spread(second, filters), spread(weighed, filters)
+        on_inputs, weighed_on_inputs = by_tap(second, filters), by_tap(weighed, filters)
 
         # curvatures along A, the same for all its columns, and along the filters of each of its rows
         of_inputs = torch.einsum("ntj,nti->ji", weighed_on_inputs, on_inputs).double()
@@ -211,7 +211,7 @@ class Depthwise(Quadratic):
                 change = self._rows(to_inputs, filters) + self._rows(inputs, to_filters)
                 answer = (second.flatten(1) @ self._measured(change).flatten(1)).view_as(cross)
             else:
-                change = on_inputs @ to_inputs + spread(second, to_filters) @ inputs
+                change = on_inputs @ to_inputs + by_tap(second, to_filters) @ inputs
                 answer = self._measured(change)
             made_up = torch.cholesky_solve(self.seen(answer, first).T, root).T
             answer -= (made_up @ products.flatten(1)).view_as(answer)

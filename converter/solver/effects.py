@@ -81,7 +81,7 @@ def effects_of_shared(
             *sorted(each[1] for each in set(ranks) if each[0] == rank and len(each) > 1)
         ]
         middle = limits[len(limits) // 2] if limits else None
-        second = _predicted(quadratic, cross, quadratic.leading(basis, rank), middle)
+        second = _predicted(quadratic, cross, basis[:rank], middle)
         for limit in limits or [None]:
             factors = second.factors(limit)
             parts = Parts(factors)
@@ -146,7 +146,7 @@ def _beside(
     chosen = strongest(missed, gram, quadratic.half, moments.taps, support)
     kept = Support(gram, moments.taps, chosen)
     beside = quadratic.within(kept.beside(gram))
-    start = beside.start(weight, alone.first.shape[-2])
+    start = beside.start(weight, len(alone.first))
     cross = beside.grouped(kept.unreached(dense))
     low = _predicted(beside, cross, start, limit).factors(limit)
     return Parts(low, kept, kept.step(dense, low.weight(beside.groups)))

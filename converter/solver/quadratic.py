@@ -214,10 +214,6 @@ class Quadratic:
         vectors, _ = truncate(stacked.T, rank)
         return orthonormal(torch.linalg.solve_triangular(self._root.T, vectors, upper=True).T)
 
-    def leading(self, first: Tensor, rank: int) -> Tensor:
-        """First rows of V."""
-        return first[:rank]
-
     def seen(self, grouped: Tensor, first: Tensor) -> Tensor:
         """Apply Bᵀ from the right to rows (…, T, d) as products or `grouped` gives them: (n, T·r)."""
         return (grouped @ first.T).reshape(-1, self.count * len(first))
@@ -390,7 +386,7 @@ def damped(gram: Tensor, share: float = DAMPING) -> Tensor:
 
 
 def orthonormal(first: Tensor) -> Tensor:
-    """Rows that span the same space, of one V or of several: K is solved anew for every V."""
+    """Rows that span the same space: K is solved anew for every V."""
     basis: Tensor = torch.linalg.qr(first.mT).Q
     return basis.mT.contiguous()
 

@@ -80,7 +80,7 @@ class Solution:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Ranks of L where it is one chain: the width between each factor and the next; (0,) without L."""
+        """Ranks of L, the width between each factor and the next; (0,) without L."""
         return tuple(len(factor) for factor in self.factors[:-1])
 
     def weight(self, channels: int) -> Tensor:

@@ -25,6 +25,7 @@ from converter.config import CalibrationSettings, Preprocessing, Runtime, Solver
 from converter.errors import SolverError
 from converter.fitting import (
     Task,
+    _family,
     branches_of,
     branches_of_form,
     fit,
@@ -136,7 +137,8 @@ def test_candidates_cost_less_than_the_layer_and_what_their_form_costs(recorded:
 def test_every_scheme_is_offered_alone_and_beside_a_sparse_branch(recorded: Recorded) -> None:
     found = {candidate.form.family for candidate in predict(recorded.task())}
     beside = {f"sparse + {name}" for name in ("channel", "spatial", "tucker")}
-    assert found == {"keep", "sparse", "channel", "spatial", "depthwise", "tucker", *beside}
+    factorised = {"channel", "spatial", "depthwise", "depthwise ×2", "tucker"}
+    assert found == {"keep", "sparse", *factorised, *beside}
 
 
 def test_effects_fall_with_the_rank(recorded: Recorded) -> None:
@@ -152,6 +154,36 @@ def test_effects_fall_with_the_rank(recorded: Recorded) -> None:
                 assert large.effect < small.effect
 
 
+def test_effects_between_anchors_are_read_off_along_rays(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many filters for each channel, and any number of channels."""
+    wide = dataclasses.replace(recorded.geometry, channels=64, outputs=64)
+    scheme = SCHEMES["depthwise"]
+    anchors = scheme.anchors(wide)
+    between = sorted(set(scheme.ranks(wide)) - set(anchors))
+    effects = {(first, second): 1 / first + 10 * (second // first) for first, second in anchors}
+    monkeypatch.setattr(
+        type(scheme), "effects", lambda *given: [effects[each] for each in given[3]]
+    )
+    found = {
+        form.ranks: effect
+        for form, effect in _family(scheme, 0, evidence=None, geometry=wide)  # type: ignore[arg-type]  # not looked at
+    }
+    assert {each: found[each] for each in anchors} == pytest.approx(effects)
+    last = {second // first: first for first, second in anchors}
+    inside = [each for each in between if each[0] < last[each[1] // each[0]]]
+    assert {second // first for first, second in inside} == {1, 2}
+    for first, second in inside:
+        filters = second // first
+        below = max(one for one, other in anchors if other == filters * one and one < first)
+        above = min(one for one, other in anchors if other == filters * one and one > first)
+        share = (first - below) / (above - below)
+        ends = np.log([effects[below, filters * below], effects[above, filters * above]])
+        assert np.log(found[first, second]) == pytest.approx(ends @ [1 - share, share])
+    assert set(found) == set(anchors) | set(inside)
+
+
 def test_effects_of_the_closed_form_are_what_a_truncation_leaves(recorded: Recorded) -> None:
     (channel,) = [c for c in predict(recorded.task()) if c.form == Form("channel", (4,))]
     values = np.linalg.eigvals(recorded.metric @ recorded.sample.covariance).real
@@ -162,9 +194,14 @@ def test_predicted_effects_are_close_to_those_of_the_fits(recorded: Recorded) ->
     """One linear step against a whole fit through the ReLU, on the same unseen patches."""
     unseen = np.arange(IMAGES) % 8 == 7
     wanted = answers(recorded.model, recorded.images[unseen])
-    forms = (Form("spatial", (6,)), Form("depthwise", (8, 8)), Form("channel", (6,)))
+    forms = (
+        Form("spatial", (6,)),
+        Form("depthwise", (8, 8)),
+        Form("depthwise", (8, 16)),
+        Form("channel", (6,)),
+    )
     offered = [each for each in predict(recorded.task()) if each.form in forms]
-    assert len(offered) == 3
+    assert len(offered) == len(forms)
     for candidate in offered:
         branches = branches_of(recorded.geometry, candidate.form, fitted(recorded, candidate.form))
         found = answers(replaced(recorded, branches), recorded.images[unseen])

@@ -283,9 +283,9 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     converted = [each for each in report["layers"] if each["reason"] is None]
     assert converted
     for each in converted:
-        scheme = each["scheme"].removeprefix("sparse + ")
+        scheme = each["scheme"].removeprefix("sparse + ").removesuffix(" ×2")
         assert scheme in ("channel", "spatial", "depthwise", "tucker", "sparse")
-        assert len(each["ranks"]) == {"sparse": 0, "tucker": 2}.get(scheme, 1)
+        assert len(each["ranks"]) == {"sparse": 0, "tucker": 2, "depthwise": 2}.get(scheme, 1)
         assert (each["support"] > 0) == ("sparse" in each["scheme"])
         assert each["macs_after"] < each["macs_before"]
         assert 0 <= each["error"] < 1

@@ -511,6 +511,13 @@ def test_branches_that_do_not_fit_together_are_refused(
         Branches(**given)
 
 
+@pytest.mark.parametrize("shape", [(5, 1, 3), (4, 2, 3), (4, 1)])
+def test_a_factor_that_is_not_so_many_filters_is_refused(shape: tuple[int, ...]) -> None:
+    axes = tuple(range(len(shape) - 2))
+    with pytest.raises(ValueError, match="is not 2 filters for each of its channels"):
+        Factor(np.ones(shape), axes, 2)
+
+
 @pytest.mark.parametrize(
     ("weight", "axes", "message"),
     [

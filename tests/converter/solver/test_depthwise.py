@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from converter.errors import SolverError
 from converter.solver import depthwise as module
 from converter.solver.depthwise import Depthwise, DepthwiseFactors, Filters
-from converter.solver.quadratic import Groups, Quadratic, alternate
+from converter.solver.quadratic import Factors, Groups, Quadratic, alternate
 from tests.converter.solver.conftest import generator, positive, roots
 
 ROWS, CHANNELS, TAPS, RANK = 7, 4, 5, 3
@@ -154,6 +155,39 @@ def test_steps_lower_the_error(each: int, rank: int) -> None:
     for before, after in pairwise(errors):
         assert after <= before * (1 + 1e-6)
     assert errors[-1] < 0.97 * errors[0]
+
+
+@pytest.mark.parametrize("times", [4.0, -1.0])
+def test_a_step_for_the_worse_is_shortened_or_left(
+    times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = fit_of(1)
+    cross, start = fit.grouped(CROSS), fit.start(TARGET, RANK)
+    before, right = alternate(fit, cross, start, 0), alternate(fit, cross, start, 1)
+    step, asked = Depthwise.first_step, []
+
+    def wrong(self: Depthwise, cross: Tensor, factors: Factors, *others: Any) -> Tensor:
+        asked.append(times)
+        return factors.first + times * (step(self, cross, factors, *others) - factors.first)
+
+    monkeypatch.setattr(Depthwise, "first_step", wrong)
+    monkeypatch.setattr(module, "LENGTHS", (1.0, 0.25))
+    found = alternate(fit, cross, start, 1 if times > 0 else 3)
+    torch.testing.assert_close(found.first, right.first if times > 0 else before.first)
+    assert len(asked) == 1  # where nothing helps, it is not tried again
+
+
+@EACH
+def test_directions_have_one_variance_and_filters_are_orthonormal(each: int) -> None:
+    fit = fit_of(each)
+    second = alternate(fit, fit.grouped(CROSS), fit.start(TARGET, RANK), 2)
+    factors = second.factors()
+    assert isinstance(factors, DepthwiseFactors)
+    tap = torch.stack([GRAM[t::TAPS, t::TAPS] for t in range(TAPS)]).mean(0)
+    variances = torch.einsum("rc,cd,rd->r", factors.inputs, tap, factors.inputs)
+    torch.testing.assert_close(variances, torch.ones(RANK).double())
+    squares = factors.filters @ factors.filters.mT
+    torch.testing.assert_close(squares, torch.eye(each).double().expand(RANK, -1, -1))
 
 
 @EACH
