@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from converter.solver.solution import Solution
 
 __all__ = [
+    "ROUND_OFF",
     "UNSEEN_EVERY",
     "Task",
     "branches_of",
@@ -68,6 +69,11 @@ square of that, 256 MiB."""
 ONE_THREAD = 640
 """Forms of layers with patches up to so long are predicted by one thread: their many small steps took
 2.5 times as long on two."""
+
+ROUND_OFF = 1e-9
+"""Effects below it are round-off, which differs from machine to machine, and count as so much: a layer
+that a part of the way has replaced already fits some forms exactly, and no plan should turn on which of
+them does so best."""
 
 BESIDE_ANCHORS = 3
 """About so many ranks of a family with S beside L are measured."""
@@ -256,7 +262,8 @@ def _one_thread(wanted: bool) -> Iterator[None]:
 
 def _candidate(geometry: Geometry, form: Form, effect: float) -> Candidate:
     macs, params = cost_of(geometry, form)
-    return Candidate(form, effect, macs, params)
+    least = 0.0 if form == KEEP else ROUND_OFF
+    return Candidate(form, max(effect, least), macs, params)
 
 
 def _family(

@@ -24,6 +24,7 @@ from converter.calibration.record import Recorder
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import SolverError
 from converter.fitting import (
+    ROUND_OFF,
     Task,
     _family,
     branches_of,
@@ -182,6 +183,16 @@ def test_effects_between_anchors_are_read_off_along_rays(
         ends = np.log([effects[below, filters * below], effects[above, filters * above]])
         assert np.log(found[first, second]) == pytest.approx(ends @ [1 - share, share])
     assert set(found) == set(anchors) | set(inside)
+
+
+def test_no_plan_turns_on_round_off(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that was replaced already: some forms are exact, and none of them is better."""
+    monkeypatch.setattr(
+        type(SCHEMES["channel"]), "effects", lambda *given: [1e-15 / ranks[0] for ranks in given[3]]
+    )
+    found = families(predict(recorded.task()))["channel 0"]
+    assert len(found) > 2
+    assert {each.effect for each in found} == {ROUND_OFF}
 
 
 def test_effects_of_the_closed_form_are_what_a_truncation_leaves(recorded: Recorded) -> None:

@@ -86,7 +86,7 @@ def rank_one_branches(layer: Layer) -> Branches:
         Factor(down, tuple(range(axes))),
         Factor(level.reshape(*level.shape, *[1] * axes)),
     )
-    return Branches(support, weight[:, support], (factors,), layer.bias)
+    return Branches(support, weight[:, support], factors, layer.bias)
 
 
 def source_of(model: onnx.ModelProto) -> str:
