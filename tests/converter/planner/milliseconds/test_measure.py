@@ -65,14 +65,20 @@ def measure(
 def test_less_work_reads_as_less_time(tmp_path: Path, alone: bool) -> None:
     model = network(blocks=1)
     layers = layers_of(model)
-    found = measure(model, tmp_path, points_of(layers, 4, 32), alone=alone)
-    assert not [note for note in found.notes if "does not show" in note]
     large = layers[1]
-    kept = found.layer_ms(large.name, KEEP, 0.0)
-    small = found.layer_ms(large.name, *channel(large, 4))
-    assert kept is not None
-    assert small is not None
-    assert 0 < small < 0.6 * kept  # a tenth of the work, with room for a busy machine
+    shares = []
+    for reading in range(3):  # a busy machine may spoil one, as for a model that seems slower
+        found = measure(model, tmp_path / str(reading), points_of(layers, 4, 32), alone=alone)
+        assert not [note for note in found.notes if "does not show" in note]
+        kept = found.layer_ms(large.name, KEEP, 0.0)
+        small = found.layer_ms(large.name, *channel(large, 4))
+        assert kept is not None
+        assert small is not None
+        assert small > 0
+        shares.append(small / kept)
+        if shares[-1] < 0.6:
+            break
+    assert shares[-1] < 0.6, shares  # a tenth of the work
     parts = [found.layer_ms(layer.name, KEEP, 0.0) or 0.0 for layer in layers]
     assert found.original_ms == pytest.approx(found.rest_ms + sum(parts))
     assert found.layer_ms(large.name, Form("spatial", (8,)), 1e6) is None
