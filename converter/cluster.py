@@ -50,12 +50,11 @@ from converter.calibration.moments import Moments
 from converter.calibration.record import Recorder
 from converter.calibration.sets import Batch, CalibrationSet
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
-from converter.fitting import UNSEEN_EVERY, UNSEEN_PATCHES, Task, predict
+from converter.fitting import UNSEEN_EVERY, UNSEEN_PATCHES, Prediction, Task, predict
 from converter.model_file import EXTERNAL_ABOVE
 from converter.place import Asked, Place
 from converter.progress import Advance
 from converter.runtime import weight_bytes
-from converter.schemes import Candidate
 from passes.layers import Layer
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ class Cluster(Place, Executor):
 
     def predicted(
         self, recorder: Recorder, model: onnx.ModelProto, asked: Iterable[Asked]
-    ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+    ) -> Iterator[tuple[str, Prediction]]:
         """Give the name of each layer and what it may become, in the order in which they are asked.
 
         Raises
@@ -451,13 +450,14 @@ def _join(part: dict[str, _Part], following: dict[str, _Part]) -> dict[str, _Par
         return {name: each.joined(following[name]) for name, each in part.items()}
 
 
-def _forms(task: Task, moments: _PatchMoments | None) -> tuple[Candidate, ...]:
+def _forms(task: Task, moments: _PatchMoments | None) -> Prediction:
     """Predict a layer, from what its patches summed up to."""
     with _alone():
         if moments is not None:
             thinned = moments.unseen[:: max(1, math.ceil(len(moments.unseen) / UNSEEN_PATCHES))]
-            centred = thinned - moments.seen.mean.astype(np.float32)
-            task = replace(task, gram=moments.seen.covariance, unseen=centred)
+            mean = moments.seen.mean.astype(np.float32)
+            covariance = moments.seen.covariance
+            task = replace(task, patch=mean, gram=covariance, unseen=thinned - mean)
         return predict(task)
 
 

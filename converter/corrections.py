@@ -2,8 +2,8 @@
 
 Ω counts an error to first order, and as if errors at different positions had nothing to do with each other.
 What a layer's error really does to the outputs was 1.9 to 4.7 times that on a VGG-16, another factor for each
-layer. So of each layer one form is fitted roughly and stands in the network alone. What that does to the
-outputs, over what was predicted, is a factor on the (odds of the) effects of all forms of the layer
+layer. So of each layer one form, as it was fitted for the prediction, stands in the network alone. What that
+does to the outputs, over what was predicted, is a factor on the (odds of the) effects of all its forms
 ([ADR 19](../docs/adr/0019-effects-corrected-by-measured-ones.md)).
 """
 
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
-from converter.config import Runtime, SolverSettings
-from converter.fitting import branches_of, fit
+from converter.config import Runtime
+from converter.fitting import STRONG, Probe
 from converter.planner.choice import frontier
 from converter.preparation import Prepared
 from converter.progress import Progress
@@ -32,12 +32,9 @@ from converter.schemes import Candidate
 from converter.sensitivity import NO_VARIANCE, output_sources
 from converter.work import key_of
 from passes.expose import expose
-from passes.layers import Layer
 
 __all__ = ["correct_effects"]
 
-TOTAL = 0.005
-"""Predicted effect of a whole plan at whose forms the layers are measured: that of a strong budget."""
 POINTS = 7
 """Plans that it is looked for among."""
 MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
@@ -48,9 +45,7 @@ _ALL = 1 - 1e-6
 _BATCH = 32
 
 
-def correct_effects(
-    prepared: Prepared, solver: SolverSettings, runtime: Runtime, progress: Progress
-) -> None:
+def correct_effects(prepared: Prepared, runtime: Runtime, progress: Progress) -> None:
     """Scale the predicted effects of each layer's forms by what one of them was measured to do.
 
     Layers of which no form has a predicted effect above 0 stay as they are, and all do where no output is
@@ -59,63 +54,60 @@ def correct_effects(
     Parameters
     ----------
     prepared : Prepared
-        Its `candidates` are changed.
-    solver : SolverSettings
+        Its `candidates` are changed, and its `probes` used up.
     runtime : Runtime
         Where the network runs.
     progress : Progress
 
     Raises
     ------
-    ModelError, CalibrationError, SolverError
-        As `Recorder.inputs` and `fit`.
+    ModelError, CalibrationError
+        As `open_session` and `run`.
     """
     outputs = _Outputs(prepared.original, prepared.data, runtime, prepared.cost.macs)
-    # the same for the baselines, whose shares are those of the method; a rough fit will do
-    rough = dataclasses.replace(solver, name="admm", polish=0)
-    layers = prepared.convertible
-    with progress.stage("measure effects", len(layers)) as advance:
-        forms = _measured_at(prepared.candidates) if outputs.names else {}
-        for layer in layers:
+    with progress.stage("measure effects", len(prepared.convertible)) as advance:
+        chosen = _chosen(prepared.candidates, prepared.probes) if outputs.names else {}
+        prepared.probes.clear()
+        for layer in prepared.convertible:
             advance(0, layer.name)
-            if layer.name in forms:
-                found = _corrected(prepared, layer, forms[layer.name], outputs, rough)
+            if layer.name in chosen:
+                found = _corrected(prepared, layer.name, chosen.pop(layer.name), outputs)
                 prepared.candidates[layer.name] = found
             advance(1)
 
 
-def _measured_at(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-    """Take each layer's form in a plan of about `TOTAL`, or one of like effect where that keeps it."""
+def _chosen(
+    candidates: Mapping[str, Sequence[Candidate]], probes: Mapping[str, Sequence[Probe]]
+) -> dict[str, Probe]:
+    """Take each layer's probe whose effect is most like what the layer has in a plan of about `STRONG`."""
     plans = [each for each in frontier(candidates, "macs", POINTS) if each.effect > 0]
     if not plans:
         return {}
-    plan = min(plans, key=lambda each: abs(math.log(each.effect / TOTAL)))
+    plan = min(plans, key=lambda each: abs(math.log(each.effect / STRONG)))
+    # of a layer that the plan keeps, what others usually have there
     usual = float(np.median([each.effect for each in plan.chosen.values() if each.effect > 0]))
-    found = {}
-    for name, offered in candidates.items():
-        usable = [each for each in offered if each.effect > 0]
-        if plan.chosen[name].effect > 0:
-            found[name] = plan.chosen[name]
-        elif usable:
-            found[name] = min(usable, key=lambda each: abs(math.log(each.effect / usual)))
-    return found
+    wanted = {name: each.effect or usual for name, each in plan.chosen.items()}
+    return {
+        name: min(offered, key=lambda each: abs(math.log(each.effect / wanted[name])))
+        for name, offered in probes.items()
+        if offered
+    }
 
 
 def _corrected(
-    prepared: Prepared, layer: Layer, at: Candidate, outputs: _Outputs, rough: SolverSettings
+    prepared: Prepared, name: str, probe: Probe, outputs: _Outputs
 ) -> tuple[Candidate, ...]:
     """Give the candidates of a layer with corrected effects, or what is kept of an earlier run."""
-    candidates = prepared.candidates[layer.name]
+    candidates = prepared.candidates[name]
     key, work = "", prepared.work
     if work is not None:
-        metric, sample = prepared.metrics[layer.name], prepared.samples[layer.name]
-        seen = (outputs.digest, sample.positions, sample.target)
-        known = (prepared.digest, layer.name, seen, at, candidates, metric, rough)
+        known = (prepared.digest, outputs.digest, name, probe, candidates)
         key = key_of("predict", "corrected", *known)
         kept = work.candidates(key)
         if kept is not None:
             return kept
-    factor = _odds(outputs.error(_alone(prepared, layer, at, rough))) / _odds(at.effect)
+    model = rewritten(prepared, {name: probe.branches}, reorder=False)
+    factor = _odds(outputs.error(model)) / _odds(probe.effect)
     factor = min(max(factor, 1 / MOST), MOST)
     found = tuple(
         dataclasses.replace(each, effect=_scaled(each.effect, factor)) for each in candidates
@@ -134,17 +126,6 @@ def _scaled(effect: float, factor: float) -> float:
     """Scale the odds of an effect."""
     odds = factor * _odds(effect)
     return odds / (1 + odds) if effect < _ALL else effect
-
-
-def _alone(
-    prepared: Prepared, layer: Layer, at: Candidate, rough: SolverSettings
-) -> onnx.ModelProto:
-    """Give the original with one layer in another form."""
-    geometry, sample = prepared.geometries[layer.name], prepared.samples[layer.name]
-    inputs = prepared.recorder.inputs(prepared.original, layer, sample)
-    metric = prepared.metrics[layer.name]
-    fitted = fit(layer, geometry, sample, inputs, metric, at.form, rough, trade=False)
-    return rewritten(prepared, {layer.name: branches_of(geometry, at.form, fitted)}, reorder=False)
 
 
 def _differs(rows: NDArray[np.float64]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,12 +33,16 @@ from passes.split import Branches, Factor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from converter.solver.effects import Sketch
     from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
 __all__ = [
     "ROUND_OFF",
+    "STRONG",
     "UNSEEN_EVERY",
+    "Prediction",
+    "Probe",
     "Task",
     "branches_of",
     "branches_of_form",
@@ -75,6 +79,11 @@ ROUND_OFF = 1e-9
 that a part of the way has replaced already fits some forms exactly, and no plan should turn on which of
 them does so best."""
 
+STRONG = 0.005
+"""Predicted effect of a plan for a strong budget, whose forms are like those that layers are tried in."""
+PROBED = (4.0, 1.0, 0.25)
+"""Effects that the probes of a layer have at most, as multiples of its even share in such a plan."""
+
 BESIDE_ANCHORS = 3
 """About so many ranks of a family with S beside L are measured."""
 
@@ -83,6 +92,13 @@ def weight_of(layer: Layer) -> NDArray[np.float32]:
     """Return the weight of a convertible layer, (N, C, *kernel), float32."""
     assert layer.weight is not None, "a convertible layer has a constant weight"
     return np.asarray(layer.weight, dtype=np.float32)
+
+
+def bias_of(layer: Layer) -> NDArray[np.float32]:
+    """Return the bias of a convertible layer, (N,), float32; zeros where it has none."""
+    if layer.bias is None:
+        return np.zeros(len(weight_of(layer)), np.float32)
+    return np.array(layer.bias, dtype=np.float32)
 
 
 def geometry_of(
@@ -141,11 +157,17 @@ class Task:
     name : str
     geometry : Geometry
     schemes : tuple of str
-    weight : ndarray of shape (N, D), float32
-    metric, covariance : ndarray of shape (N, N), float64
-        Ω, and the covariance of the original's response.
+    share : float
+        Its even share in the effect of a plan of `STRONG`.
+    weight, bias : ndarray of shape (N, D) and (N,), float32
+    metric : ndarray of shape (N, N), float64
+        Ω.
+    mean, covariance : ndarray of shape (N,) and (N, N), float64
+        Of the original's response.
+    patch : ndarray of shape (D,), float32, or None
+        Mean of the original's patches.
     gram : ndarray of shape (D, D), float32, or None
-        Covariance of the original's patches.
+        Their covariance.
     unseen : ndarray of shape (m, D), float32, or None
         Patches that `gram` has not seen, less the mean one.
     device : str
@@ -155,12 +177,51 @@ class Task:
     name: str
     geometry: Geometry
     schemes: tuple[str, ...]
+    share: float
     weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
     metric: NDArray[np.float64]
+    mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+    patch: NDArray[np.float32] | None
     gram: NDArray[np.float32] | None
     unseen: NDArray[np.float32] | None
     device: str
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A form of a layer as it was fitted to predict its effect, to be tried in the network.
+
+    Attributes
+    ----------
+    form : Form
+    effect : float
+        As predicted.
+    branches : Branches
+        What stands in the place of the layer.
+    """
+
+    form: Form
+    effect: float
+    branches: Branches
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a layer may become.
+
+    Attributes
+    ----------
+    candidates : tuple of Candidate
+        With cost and predicted effect; the layer as it is comes first.
+    probes : tuple of Probe
+        For each of `PROBED` the cheapest form whose effect is no larger, or that of least effect; each
+        once, and none where nothing has an effect.
+    """
+
+    candidates: tuple[Candidate, ...]
+    probes: tuple[Probe, ...]
 
 
 def task_of(
@@ -170,6 +231,7 @@ def task_of(
     metric: NDArray[np.float64],
     inputs: Inputs | None,
     solver: SolverSettings,
+    share: float,
 ) -> Task:
     """Make the task of predicting a layer's forms.
 
@@ -184,8 +246,10 @@ def task_of(
     inputs : Inputs or None
         What the original delivers to the layer; None where `wants_patches` says no.
     solver : SolverSettings
+    share : float
+        As in `Task`.
     """
-    gram = unseen = None
+    patch = gram = unseen = None
     if inputs is not None:
         import torch
 
@@ -195,24 +259,28 @@ def task_of(
         kept_back = _unseen(len(patches), sample, solver.device)
         seen = patches[~kept_back]
         mean = seen.mean(0)
-        gram = covariance(seen, mean).cpu().numpy()
+        patch, gram = mean.cpu().numpy(), covariance(seen, mean).cpu().numpy()
         rows = patches[kept_back]
         unseen = (rows[:: max(1, -(-len(rows) // UNSEEN_PATCHES))] - mean).cpu().numpy()
     return Task(
         name=layer.name,
         geometry=geometry,
         schemes=solver.schemes,
+        share=share,
         weight=weight_of(layer).reshape(geometry.outputs, -1),
+        bias=bias_of(layer),
         metric=metric,
+        mean=sample.mean,
         covariance=sample.covariance,
+        patch=patch,
         gram=gram,
         unseen=unseen,
         device=solver.device,
     )
 
 
-def predict(task: Task) -> tuple[Candidate, ...]:
-    """List what a layer may become, with cost and predicted effect; the layer as it is comes first.
+def predict(task: Task) -> Prediction:
+    """List what a layer may become, with cost and predicted effect.
 
     Anchors of each family are fitted; between them the logarithm of the effect is interpolated over the
     first rank, along rays of ranks, where the scheme says so.
@@ -225,25 +293,58 @@ def predict(task: Task) -> tuple[Candidate, ...]:
         return torch.from_numpy(_own(array)).to(task.device)
 
     moments = None
-    if task.gram is not None and task.unseen is not None:
-        moments = Moments(tensor(task.gram), tensor(task.unseen), task.geometry.taps)
+    if task.patch is not None and task.gram is not None and task.unseen is not None:
+        patches = tensor(task.patch), tensor(task.gram), tensor(task.unseen)
+        moments = Moments(*patches, task.geometry.taps)
     evidence = Evidence(
         weight=tensor(task.weight),
+        bias=tensor(task.bias),
         metric=tensor(task.metric),
+        mean=tensor(task.mean),
         covariance=tensor(task.covariance),
         moments=moments,
     )
     found = [_candidate(task.geometry, KEEP, 0.0)]
+    probing = _Probing(task)
     with _one_thread(task.geometry.columns <= ONE_THREAD):
         for scheme, support in _families(task.geometry, task.schemes):
             if moments is None and (scheme.whole_patches or support):
                 continue
             try:
-                forms = _family(scheme, support, evidence, task.geometry)
+                forms = _family(scheme, support, evidence, task.geometry, probing.offer)
             except SolverError as error:
                 raise SolverError(f"layer {task.name}: {error}") from error
             found += [_candidate(task.geometry, form, effect) for form, effect in forms]
-    return tuple(found)
+        return Prediction(tuple(found), probing.probes())
+
+
+class _Probing:
+    """Which sketches of a layer are tried in the network; of the others nothing is held."""
+
+    def __init__(self, task: Task) -> None:
+        self._geometry = task.geometry
+        self._levels = [task.share * multiple for multiple in PROBED]
+        self._best: dict[float, tuple[tuple[bool, float, float], Form, Sketch]] = {}
+
+    def offer(self, form: Form, sketch: Sketch) -> None:
+        """Take a sketch where it is better than the one at hand."""
+        if sketch.solution is None or not sketch.effect > ROUND_OFF:
+            return
+        macs = cost_of(self._geometry, form)[0]
+        for level in self._levels:
+            above = sketch.effect > level
+            rating = (above, sketch.effect if above else macs, sketch.effect)
+            if level not in self._best or rating < self._best[level][0]:
+                self._best[level] = rating, form, sketch
+
+    def probes(self) -> tuple[Probe, ...]:
+        """Make those that were taken, each once."""
+        made: dict[Form, Probe] = {}
+        for _, form, sketch in self._best.values():
+            if form not in made and sketch.solution is not None:
+                branches = branches_of(self._geometry, form, sketch.solution())
+                made[form] = Probe(form, sketch.effect, branches)
+        return tuple(made.values())
 
 
 @contextmanager
@@ -267,7 +368,11 @@ def _candidate(geometry: Geometry, form: Form, effect: float) -> Candidate:
 
 
 def _family(
-    scheme: Scheme, support: int, evidence: Evidence, geometry: Geometry
+    scheme: Scheme,
+    support: int,
+    evidence: Evidence,
+    geometry: Geometry,
+    offer: Callable[[Form, Sketch], None],
 ) -> list[tuple[Form, float]]:
     """Forms of one scheme beside one support that cost less than the layer, with their effects."""
     whole = cost_of(geometry, KEEP)[1]
@@ -281,8 +386,10 @@ def _family(
     anchors = [ranks for ranks in anchors if cost_of(geometry, form_of(ranks))[1] < whole]
     if not anchors:
         return []
-    effects = scheme.effects(evidence, geometry, anchors, support)
-    known = dict(zip(anchors, effects, strict=True))
+    sketches = scheme.sketches(evidence, geometry, anchors, support)
+    known = {ranks: each.effect for ranks, each in zip(anchors, sketches, strict=True)}
+    for ranks, sketch in zip(anchors, sketches, strict=True):
+        offer(form_of(ranks), sketch)
     if not scheme.interpolates:
         return [(form_of(ranks), effect) for ranks, effect in known.items()]
     found: list[tuple[Form, float]] = []
@@ -394,20 +501,16 @@ def problem_of(
     from converter.solver.problem import Problem
 
     weight = torch.from_numpy(_own(weight_of(layer).reshape(len(weight_of(layer)), -1))).to(device)
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     channels = weight_of(layer).shape[1]
     patches = torch.from_numpy(inputs.features).to(device)
     eligible = torch.arange(channels, device=device)
     basis = None
     if columns > FULL_PATCH_LIMIT and not whole:  # L alone, as a function of the layer's responses
         basis, patches, eligible = weight, patches @ weight.T, eligible[:0]
-    if layer.bias is None:
-        bias = torch.zeros(rows, device=device)
-    else:
-        bias = torch.from_numpy(np.array(layer.bias, dtype=np.float32)).to(device)
     return Problem(
         weight=weight,
-        bias=bias,
+        bias=torch.from_numpy(bias_of(layer)).to(device),
         channels=channels,
         features=patches,
         basis=basis,

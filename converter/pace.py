@@ -168,7 +168,7 @@ def begin(
         start=start,
     )
     with clock.stage("measure effects"):
-        correct_effects(prepared, solver, target.runtime, progress)
+        correct_effects(prepared, target.runtime, progress)
     if not timing:
         return prepared, None
     with clock.stage("measure layers"):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from converter.calibration.gather import Inputs, Sample
 from converter.calibration.record import Recorder
 from converter.config import SolverSettings
-from converter.fitting import Task, predict, task_of, wants_patches
+from converter.fitting import Prediction, Task, predict, task_of, wants_patches
 from converter.progress import Advance
-from converter.schemes import Candidate, Geometry
+from converter.schemes import Geometry
 from converter.work import Work, key_of
 from passes.layers import Layer
 
@@ -40,6 +40,8 @@ class Asked:
     metric : ndarray of shape (N, N), float64
         Ω of the response.
     solver : SolverSettings
+    share : float
+        As in `Task`.
     """
 
     layer: Layer
@@ -47,6 +49,7 @@ class Asked:
     sample: Sample
     metric: NDArray[np.float64]
     solver: SolverSettings
+    share: float
 
     @property
     def wants_patches(self) -> bool:
@@ -55,7 +58,8 @@ class Asked:
 
     def task(self, inputs: Inputs | None) -> Task:
         """Make the task of predicting it, from these patches."""
-        return task_of(self.layer, self.geometry, self.sample, self.metric, inputs, self.solver)
+        known = self.layer, self.geometry, self.sample, self.metric
+        return task_of(*known, inputs, self.solver, self.share)
 
 
 class Place(ABC):
@@ -74,7 +78,7 @@ class Place(ABC):
     @abstractmethod
     def predicted(
         self, recorder: Recorder, model: onnx.ModelProto, asked: Iterable[Asked]
-    ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+    ) -> Iterator[tuple[str, Prediction]]:
         """Give the name of each layer and what it may become, in the order in which they are asked.
 
         Parameters
@@ -128,7 +132,7 @@ class Here(Place):
 
     def predicted(
         self, recorder: Recorder, model: onnx.ModelProto, asked: Iterable[Asked]
-    ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+    ) -> Iterator[tuple[str, Prediction]]:
         """Record and predict layers; few of them wait at a time, since each holds patches."""
         tasks = (_recorded(recorder, model, each) for each in asked)
         if self._executor is None:
@@ -140,8 +144,8 @@ class Here(Place):
 
 def _in_turn(
     tasks: Iterable[Task], executor: Executor, work: Work | None
-) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-    waiting: list[tuple[str, Callable[[], tuple[Candidate, ...]]]] = []
+) -> Iterator[tuple[str, Prediction]]:
+    waiting: list[tuple[str, Callable[[], Prediction]]] = []
     most = WAITING + getattr(executor, "_max_workers", 1)
     for task in tasks:
         waiting.append((task.name, _begun(task, executor, work)))
@@ -152,21 +156,19 @@ def _in_turn(
         yield name, result()
 
 
-def _begun(
-    task: Task, executor: Executor, work: Work | None
-) -> Callable[[], tuple[Candidate, ...]]:
+def _begun(task: Task, executor: Executor, work: Work | None) -> Callable[[], Prediction]:
     """Begin a prediction, or recall it; what is returned gives it, and keeps it."""
     if work is None:
         return executor.submit(predict, task).result
     key = key_of("predict", task)
-    known = work.candidates(key)
+    known = work.prediction(key)
     if known is not None:
         return lambda: known
     future = executor.submit(predict, task)
 
-    def finished() -> tuple[Candidate, ...]:
+    def finished() -> Prediction:
         found = future.result()
-        work.keep_candidates(key, found)
+        work.keep_prediction(key, found)
         return found
 
     return finished

@@ -22,7 +22,7 @@ from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ConfigError, ModelError
-from converter.fitting import geometry_of
+from converter.fitting import STRONG, Probe, geometry_of
 from converter.model_file import load_model, model_digest
 from converter.outcome import Stage
 from converter.place import Asked, Here, Place
@@ -120,6 +120,8 @@ class Prepared:
     geometries : dict of str to Geometry
     candidates : dict of str to tuple of Candidate
         By layer: the layer as it is, then everything else it may become.
+    probes : dict of str to tuple of Probe
+        By layer: forms that are fitted already, to be tried in the network.
     notes : tuple of str
     work : Work or None
         Where finished layers are kept.
@@ -138,6 +140,7 @@ class Prepared:
     metrics: dict[str, NDArray[np.float64]]
     geometries: dict[str, Geometry]
     candidates: dict[str, tuple[Candidate, ...]]
+    probes: dict[str, tuple[Probe, ...]]
     notes: tuple[str, ...]
     work: Work | None = None
 
@@ -235,15 +238,18 @@ def prepare(
             _, out_shape = _spatial(layer, shapes[layer.response], fed)
             geometries[layer.name] = geometry_of(layer, in_shape, out_shape, fold)
 
+        share = STRONG / len(convertible)
+
         def asked() -> Iterator[Asked]:
             for layer in convertible:
                 name = layer.name
                 advance(0, name)
-                yield Asked(layer, geometries[name], samples[name], metrics[name], solver)
+                known = layer, geometries[name], samples[name], metrics[name]
+                yield Asked(*known, solver, share)
 
-        candidates = {}
+        predictions = {}
         for name, found in place.predicted(recorder, original, asked()):
-            candidates[name] = found
+            predictions[name] = found
             advance(1)
 
     return Prepared(
@@ -259,7 +265,8 @@ def prepare(
         samples=samples,
         metrics=metrics,
         geometries=geometries,
-        candidates={layer.name: candidates[layer.name] for layer in convertible},
+        candidates={layer.name: predictions[layer.name].candidates for layer in convertible},
+        probes={name: each.probes for name, each in predictions.items()},
         notes=notes,
         work=work,
     )

@@ -28,8 +28,10 @@ from converter.errors import ConfigError
 from converter.runtime import machine
 from converter.schemes import Candidate, Form
 from converter.solver.solution import Iteration, Solution
+from passes.split import Branches, Factor
 
 if TYPE_CHECKING:
+    from converter.fitting import Prediction
     from converter.sensitivity import OutputMetrics
 
 __all__ = ["Work", "key_of"]
@@ -98,14 +100,26 @@ class Work:
 
     def keep_candidates(self, key: str, candidates: Sequence[Candidate]) -> None:
         """Keep them."""
-        rows = [
-            (
-                *(each.form.scheme, each.form.ranks, each.form.support),
-                *(float(each.effect), float(each.macs), float(each.params)),
-            )
-            for each in candidates
-        ]
-        self._keep(key, {"candidates": rows}, {})
+        self._keep(key, {"candidates": _rows(candidates)}, {})
+
+    def prediction(self, key: str) -> Prediction | None:
+        """Recall what a layer may become, with its probes; None where it is not there."""
+        return self._recall(key, _prediction)
+
+    def keep_prediction(self, key: str, prediction: Prediction) -> None:
+        """Keep it."""
+        probes: list[About] = []
+        arrays: dict[str, NDArray[Any]] = {}
+        for number, probe in enumerate(prediction.probes):
+            made = probe.branches
+            given = {"support": made.support, "sparse": made.sparse, "bias": made.bias}
+            given |= {f"factor {index}": each.weight for index, each in enumerate(made.factors)}
+            arrays |= {f"{number} {name}": each for name, each in given.items() if each is not None}
+            factors = [(each.axes, each.filters) for each in made.factors]
+            form = probe.form.scheme, probe.form.ranks, probe.form.support
+            probes.append({"form": form, "effect": float(probe.effect), "factors": factors})
+        about = {"candidates": _rows(prediction.candidates), "probes": probes}
+        self._keep(key, about, arrays)
 
     def solution(self, key: str) -> Solution | None:
         """Recall the fit of a layer; None where it is not there."""
@@ -185,6 +199,34 @@ def _metrics(about: About, arrays: Arrays) -> OutputMetrics:
         projections=about["projections"],
         left_out=about["left_out"],
     )
+
+
+def _rows(candidates: Sequence[Candidate]) -> list[tuple[Any, ...]]:
+    return [
+        (
+            *(each.form.scheme, each.form.ranks, each.form.support),
+            *(float(each.effect), float(each.macs), float(each.params)),
+        )
+        for each in candidates
+    ]
+
+
+def _prediction(about: About, arrays: Arrays) -> Prediction:
+    from converter.fitting import Prediction, Probe
+
+    probes = []
+    for number, probe in enumerate(about["probes"]):
+        factors = tuple(
+            Factor(arrays[f"{number} factor {index}"], tuple(axes), filters)
+            for index, (axes, filters) in enumerate(probe["factors"])
+        )
+        support, sparse, bias = (
+            arrays.get(f"{number} {name}") for name in ("support", "sparse", "bias")
+        )
+        branches = Branches(support=support, sparse=sparse, factors=factors, bias=bias)
+        scheme, ranks, beside = probe["form"]
+        probes.append(Probe(Form(scheme, tuple(ranks), beside), probe["effect"], branches))
+    return Prediction(_candidates(about, arrays), tuple(probes))
 
 
 def _candidates(about: About, arrays: Arrays) -> tuple[Candidate, ...]:

@@ -15,7 +15,7 @@ from passes.split import Factor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from converter.solver.effects import Moments
+    from converter.solver.effects import Moments, Sketch
     from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
@@ -42,17 +42,19 @@ class Evidence:
 
     Attributes
     ----------
-    weight : Tensor of shape (N, D), float32
+    weight, bias : Tensor of shape (N, D) and (N,), float32
     metric : Tensor of shape (N, N), float64
         The output metric Ω of the response.
-    covariance : Tensor of shape (N, N), float64
+    mean, covariance : Tensor of shape (N,) and (N, N), float64
         Of the original's response.
     moments : Moments or None
         Of its patches; None where patches are too long to be looked at whole.
     """
 
     weight: Tensor
+    bias: Tensor
     metric: Tensor
+    mean: Tensor
     covariance: Tensor
     moments: Moments | None
 
@@ -97,10 +99,10 @@ class Scheme(Protocol):
     def cost(self, geometry: Geometry, ranks: tuple[int, ...]) -> tuple[float, float]:
         """Multiply-accumulates of one sample, and weights, of L."""
 
-    def effects(
+    def sketches(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
-        """Predict the relative squared error of the network's output for each of `ranks`."""
+    ) -> list[Sketch]:
+        """Fit each of `ranks` roughly, and predict what it does to the network's output."""
 
     def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
         """Fit L, and S where the form has a support, on what the converted layers before deliver."""

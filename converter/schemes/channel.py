@@ -17,6 +17,7 @@ from converter.schemes.form import Form, Geometry
 from passes.split import Factor
 
 if TYPE_CHECKING:
+    from converter.solver.effects import Sketch
     from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
@@ -46,25 +47,23 @@ class Channel:
         weights = float(ranks[0] * (geometry.outputs + geometry.columns))
         return weights * geometry.positions, weights
 
-    def effects(
+    def sketches(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
+    ) -> list[Sketch]:
         """Sum the eigenvalues of Ω^½ C Ω^½ that truncation cuts off; with S, fit on the patches."""
-        if support:
-            import torch
+        from converter.solver.effects import sketches_of_rank, sketches_of_shared
 
-            from converter.solver.effects import effects_of_shared
-            from converter.solver.quadratic import Groups
+        weight, bias, metric = evidence.weight, evidence.bias, evidence.metric
+        if not support:
+            response = evidence.mean, evidence.covariance
+            return sketches_of_rank(weight, bias, *response, metric, [rank for (rank,) in ranks])
+        import torch
 
-            assert evidence.moments is not None, "forms with S are offered where patches are whole"
-            groups = Groups(torch.arange(geometry.columns)[None].to(evidence.weight.device))
-            return effects_of_shared(
-                evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
-            )
-        from converter.solver.factorize import effects_of_rank
+        from converter.solver.quadratic import Groups
 
-        tail = effects_of_rank(evidence.covariance, evidence.metric)
-        return [float(tail[rank[0]]) for rank in ranks]
+        assert evidence.moments is not None, "forms with S are offered where patches are whole"
+        groups = Groups(torch.arange(geometry.columns)[None].to(weight.device))
+        return sketches_of_shared(evidence.moments, weight, bias, metric, groups, ranks, support)
 
     def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
         """Run the ADMM, which decides which channels S keeps, then polish; polish alone where none may."""
@@ -99,5 +98,5 @@ class Channel:
         ones = [1] * len(geometry.kernel)
         return (
             Factor(down.reshape(len(down), geometry.channels, *geometry.kernel), axes),
-            Factor(up.reshape(*up.shape, *ones), ()),
+            Factor(up.reshape(len(up), -1, *ones), ()),
         )

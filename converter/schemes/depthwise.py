@@ -19,6 +19,7 @@ from passes.split import Factor
 
 if TYPE_CHECKING:
     from converter.solver.depthwise import Filters
+    from converter.solver.effects import Sketch
     from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
@@ -84,26 +85,22 @@ class Depthwise:
         macs = opening * geometry.in_positions + rest * geometry.positions
         return float(macs), float(opening + rest)
 
-    def effects(
+    def sketches(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
+    ) -> list[Sketch]:
         """Fit each of `ranks`, linearly, on patches of the original."""
         del support  # S does not stand beside it
-        from converter.solver.effects import effects_of_shared
+        from converter.solver.effects import sketches_of_shared
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
-        found: dict[tuple[int, ...], float] = {}
+        weight, bias, metric = evidence.weight, evidence.bias, evidence.metric
+        found: dict[tuple[int, ...], Sketch] = {}
         for filters in sorted({second // first for first, second in ranks}):
             chosen = [each for each in ranks if each[1] == filters * each[0]]
-            groups = self.groups(geometry, str(evidence.weight.device), filters)
-            effects = effects_of_shared(
-                evidence.moments,
-                evidence.weight,
-                evidence.metric,
-                groups,
-                [(first,) for first, _ in chosen],
-            )
-            found |= dict(zip(chosen, effects, strict=True))
+            groups = self.groups(geometry, str(weight.device), filters)
+            firsts = [(first,) for first, _ in chosen]
+            made = sketches_of_shared(evidence.moments, weight, bias, metric, groups, firsts)
+            found |= dict(zip(chosen, made, strict=True))
         return [found[each] for each in ranks]
 
     def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:

@@ -10,6 +10,7 @@ from converter.schemes.base import Effort, Evidence
 from converter.schemes.form import Form, Geometry
 
 if TYPE_CHECKING:
+    from converter.solver.effects import Sketch
     from converter.solver.problem import Problem
     from converter.solver.quadratic import Groups
     from converter.solver.solution import Solution
@@ -28,17 +29,16 @@ class SharedFactor(ABC):
     def groups(self, geometry: Geometry, device: str) -> Groups:
         """Say which columns share a first factor."""
 
-    def effects(
+    def sketches(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
+    ) -> list[Sketch]:
         """Fit each of `ranks`, linearly, on patches of the original."""
-        from converter.solver.effects import effects_of_shared
+        from converter.solver.effects import sketches_of_shared
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
         groups = self.groups(geometry, str(evidence.weight.device))
-        return effects_of_shared(
-            evidence.moments, evidence.weight, evidence.metric, groups, ranks, support
-        )
+        weight, bias, metric = evidence.weight, evidence.bias, evidence.metric
+        return sketches_of_shared(evidence.moments, weight, bias, metric, groups, ranks, support)
 
     def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
         """Alternate the first factor and the others, linearly first, then through the activation."""

@@ -16,6 +16,7 @@ from converter.schemes.form import Form, Geometry
 from passes.split import Factor
 
 if TYPE_CHECKING:
+    from converter.solver.effects import Sketch
     from converter.solver.problem import Problem
     from converter.solver.solution import Solution
 
@@ -47,16 +48,16 @@ class Sparse:
         del geometry, ranks
         return 0.0, 0.0
 
-    def effects(
+    def sketches(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
-    ) -> list[float]:
+    ) -> list[Sketch]:
         """Regress the response on the strongest channels."""
         del geometry
-        from converter.solver.effects import effects_of_sparse
+        from converter.solver.effects import sketches_of_sparse
 
         assert evidence.moments is not None, "the scheme asked for whole patches"
-        found = effects_of_sparse(evidence.moments, evidence.weight, evidence.metric, [support])
-        return found * len(ranks)
+        weight, bias, metric = evidence.weight, evidence.bias, evidence.metric
+        return sketches_of_sparse(evidence.moments, weight, bias, metric, [support] * len(ranks))
 
     def fit(self, problem: Problem, geometry: Geometry, form: Form, effort: Effort) -> Solution:
         """Run the ADMM with an allowance that holds the channels but no rank."""

@@ -67,7 +67,7 @@ class DepthwiseFactors(Factors):
 
     def weight(self, groups: Groups) -> Tensor:
         """Return Ŵ (N, D), its columns where they belong."""
-        grouped = by_tap(self.second, self.filters) @ self.inputs
+        grouped = torch.einsum("njm,jmt->ntj", self.second, self.filters) @ self.inputs
         total = torch.empty(len(grouped), groups.order.numel()).to(grouped)
         total[:, groups.order] = grouped.flatten(1)
         return total
@@ -98,11 +98,6 @@ def joined(inputs: Tensor, filters: Tensor) -> Tensor:
     return torch.cat([inputs, filters.flatten(1)], 1)
 
 
-def by_tap(second: Tensor, filters: Tensor) -> Tensor:
-    """U D (N, T, r): by what A is multiplied."""
-    return torch.einsum("njm,jmt->ntj", second, filters)
-
-
 class Depthwise(Quadratic):
     """What a fit of A, D and U in the metric of the data needs of the patches.
 
@@ -126,8 +121,7 @@ class Depthwise(Quadratic):
 
     def products(self, first: Tensor) -> Tensor:
         """F G: (r·M, T, C)."""
-        inputs, filters = self.filters.parts(first)
-        return self._measured(self._rows(inputs, filters))
+        return self._measured(self._rows(*self.filters.parts(first)))
 
     def _rows(self, inputs: Tensor, filters: Tensor) -> Tensor:
         """D ∘ A (r·M, T, C)."""
@@ -136,7 +130,7 @@ class Depthwise(Quadratic):
     def _measured(self, rows: Tensor) -> Tensor:
         """Multiply rows (n, T, C) by G."""
         size = self.count * self.inner
-        return (rows.reshape(-1, size) @ self.gram.view(size, size)).view_as(rows)
+        return (rows.flatten(1) @ self.gram.view(size, size)).view_as(rows)
 
     def start(self, weight: Tensor, rank: int) -> Tensor:
         """Leading directions in the mean metric of a tap, each as often as it has strong filters."""
@@ -160,8 +154,7 @@ class Depthwise(Quadratic):
 
     def seen(self, grouped: Tensor, first: Tensor) -> Tensor:
         """Apply Fᵀ from the right to rows (n, T, C): (n, r·M)."""
-        inputs, filters = self.filters.parts(first)
-        return torch.einsum("ntj,jmt->njm", grouped @ inputs.T, filters).flatten(1)
+        return grouped.flatten(1) @ self._rows(*self.filters.parts(first)).flatten(1).T
 
     def factors(self, first: Tensor, second: Tensor) -> DepthwiseFactors:
         """Give A, D and U, of U in one piece (N, r·M)."""
@@ -172,7 +165,7 @@ class Depthwise(Quadratic):
     def step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Second:
         """Better A and D, and the best U for them; a step that goes too far is shortened."""
         first, before = second.first, second.reached
-        towards = self.first_step(cross, second.factors(limit), second.products, steps) - first
+        towards = self.first_step(cross, second, limit, steps) - first
         for length in LENGTHS:
             tried = self._even(first + length * towards)
             found = self.second_step(cross, tried, self.products(tried))
@@ -180,43 +173,47 @@ class Depthwise(Quadratic):
                 return found
         return second
 
-    def first_step(self, cross: Tensor, factors: Factors, products: Tensor, steps: int) -> Tensor:
-        """Where A and D would fit best together with U, were what they change linear."""
-        first, second = factors.first, factors.second
+    def first_step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Tensor:
+        """Where A and D would fit best together with U, were what they change linear.
+
+        What a change of the filters does is looked at as they see it, r·M rows in place of N, and goes
+        through the outputs only where these are fewer.
+        """
+        del limit  # of the rank of U: there is none
+        first, products = second.first, second.products.flatten(1)
         inputs, filters = self.filters.parts(first)
-        weighed = torch.einsum("mn,njk->mjk", self.metric, second)
-        on_inputs, weighed_on_inputs = by_tap(second, filters), by_tap(weighed, filters)
+        outputs = second.factors().second.flatten(1)
+        weighed = outputs.T @ self.metric
+        pairs = weighed @ outputs  # Uᵀ Ω U
+        few = len(outputs) < len(pairs)
 
         # curvatures along A, the same for all its columns, and along the filters of each of its rows
-        of_inputs = torch.einsum("ntj,nti->ji", weighed_on_inputs, on_inputs).double()
+        alike = filters.flatten(0, 1) @ filters.flatten(0, 1).T
+        of_inputs = (pairs * alike).view(2 * filters.shape[:2]).sum((1, 3)).double()
         tie = TIE * float(of_inputs.diagonal().mean()) or 1.0
         of_inputs.diagonal().add_(tie)
         inputs_root = torch.linalg.cholesky(of_inputs).to(first.dtype)
         sizes = ((inputs @ self._mean) * inputs).sum(1)
-        of_filters = torch.einsum("njm,njk->jmk", weighed, second) * sizes[:, None, None]
+        of_filters = pairs.view(2 * filters.shape[:2]).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        of_filters = of_filters * sizes[:, None, None]
         ties = TIE * of_filters.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
         of_filters.diagonal(dim1=1, dim2=2).add_(ties[:, None])
         filters_inverse = torch.linalg.inv(of_filters)
-        normal = self.seen(products, first).double()
-        root = self._root_of((normal + normal.T) / 2).to(first.dtype)
 
-        def gradient(error: Tensor) -> Tensor:  # of Ω (T − Ŵ) G, rows (N, T, C), as A and D see it
-            by_inputs = torch.einsum("ntj,ntc->jc", weighed_on_inputs, error)
-            by_filters = torch.einsum("njm,ntj->jmt", weighed, error @ inputs.T)
-            return joined(by_inputs, by_filters)
+        def gradient(error: Tensor) -> Tensor:  # rows (r·M, T·C), as A and D see them
+            by_filter = error.view(*filters.shape, self.inner)
+            by_inputs = torch.einsum("jmtc,jmt->jc", by_filter, filters)
+            return joined(by_inputs, torch.einsum("jmtc,jc->jmt", by_filter, inputs))
 
         def moved(direction: Tensor) -> Tensor:
             to_inputs, to_filters = self.filters.parts(direction)
-            if second[0].numel() < len(second):  # fewer filters than outputs
-                change = self._rows(to_inputs, filters) + self._rows(inputs, to_filters)
-                answer = (second.flatten(1) @ self._measured(change).flatten(1)).view_as(cross)
-            else:
-                change = on_inputs @ to_inputs + by_tap(second, to_filters) @ inputs
-                answer = self._measured(change)
-            made_up = torch.cholesky_solve(self.seen(answer, first).T, root).T
-            answer -= (made_up @ products.flatten(1)).view_as(answer)
+            rows = self._rows(to_inputs, filters) + self._rows(inputs, to_filters)
+            change = outputs @ rows.flatten(1) if few else rows.flatten(1)
+            answer = self._measured(change.view(-1, self.count, self.inner)).flatten(1)
+            made_up = torch.cholesky_solve(products @ change.T, second.root).T
+            answer.addmm_(made_up, products, alpha=-1)
             held = joined(tie * (to_inputs @ self._mean), ties[:, None, None] * to_filters)
-            return gradient(answer) + held
+            return gradient((weighed if few else pairs) @ answer) + held
 
         def preconditioned(residual: Tensor) -> Tensor:
             to_inputs, to_filters = self.filters.parts(residual)
@@ -226,5 +223,5 @@ class Depthwise(Quadratic):
                 filters_inverse @ to_filters @ self._taps_inverse,
             )
 
-        left = cross - (second.flatten(1) @ products.flatten(1)).view_as(cross)
+        left = weighed @ cross.flatten(1) - pairs @ products
         return conjugate(first, gradient(left), moved, preconditioned, steps)

@@ -1,18 +1,22 @@
-"""What forms of a layer would do to the network's output, predicted from patches of the original."""
+"""Forms of a layer, sketched: fitted as little as tells what they would do to the network's output."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from converter.solver.factorize import effects_of_rank, projection_of_rank
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import metric_roots
 from converter.solver.quadratic import Factors, Groups, Quadratic, Second, alternate, damped
+from converter.solver.solution import Solution
 
-__all__ = ["Moments", "effects_of_shared", "effects_of_sparse"]
+__all__ = ["Moments", "Sketch", "sketches_of_rank", "sketches_of_shared", "sketches_of_sparse"]
 
 NEGLIGIBLE = 1e-6
 """Effect, as a share of the variance of the network's output, below which nothing is won any more."""
@@ -24,6 +28,8 @@ class Moments:
 
     Attributes
     ----------
+    mean : Tensor of shape (D,), float32
+        The mean patch.
     gram : Tensor of shape (D, D), float32
         Their covariance, not damped.
     unseen : Tensor of shape (m, D), float32
@@ -33,25 +39,79 @@ class Moments:
         Kernel taps of one input channel.
     """
 
+    mean: Tensor
     gram: Tensor
     unseen: Tensor
     taps: int
 
 
-def effects_of_shared(
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """A form, fitted linearly and roughly on patches of the original.
+
+    Attributes
+    ----------
+    effect : float
+        Relative squared error of the network's output that is predicted of it.
+    solution : callable or None
+        Makes what would stand in the place of the layer; None where another rank left next to nothing,
+        so that this one was not fitted.
+    """
+
+    effect: float
+    solution: Callable[[], Solution] | None
+
+
+def sketches_of_rank(
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    metric: Tensor,
+    ranks: Sequence[int],
+) -> list[Sketch]:
+    """Sketch L of `channel`, in closed form: the leading directions of the weighed response.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (N, D), float32
+    bias : Tensor of shape (N,), float32
+    mean, covariance : Tensor of shape (N,) and (N, N), float64
+        Of the layer's response.
+    metric : Tensor of shape (N, N), float64
+        Ω of the response.
+    ranks : sequence of int
+
+    Returns
+    -------
+    list of Sketch
+        For each of `ranks`.
+    """
+    tail = effects_of_rank(covariance, metric)
+
+    def solution(rank: int) -> Solution:
+        up, into = (each.to(weight.dtype) for each in projection_of_rank(covariance, metric, rank))
+        answered = bias + up @ (into @ (mean.to(bias.dtype) - bias))
+        return _solution((into @ weight, up), mean.to(bias.dtype) - answered + bias)
+
+    return [Sketch(float(tail[rank]), partial(solution, rank)) for rank in ranks]
+
+
+def sketches_of_shared(
     moments: Moments,
     weight: Tensor,
+    bias: Tensor,
     metric: Tensor,
     groups: Groups,
     ranks: Sequence[tuple[int, ...]],
     support: int = 0,
-) -> list[float]:
-    """Predict what forms with a shared first factor do to the network's output.
+) -> list[Sketch]:
+    """Sketch forms with a shared first factor.
 
     Parameters
     ----------
     moments : Moments
-    weight : Tensor of shape (N, D), float32
+    weight, bias : Tensor of shape (N, D) and (N,), float32
     metric : Tensor of shape (N, N), float64
         Ω of the response.
     groups : Groups
@@ -62,10 +122,9 @@ def effects_of_shared(
 
     Returns
     -------
-    list of float
-        For each of `ranks`: relative squared error of the network's output, on the unseen patches,
-        of a linear fit, at the level that the layer's response has on all patches; the activation is not
-        seen.
+    list of Sketch
+        For each of `ranks`; its effect is that of a linear fit on the unseen patches, at the level that the
+        layer's response has on all patches. The activation is not seen.
     """
     half, inverse_half = metric_roots(metric, weight)
     gram = damped(moments.gram.clone())
@@ -74,7 +133,7 @@ def effects_of_shared(
     cross = quadratic.grouped(dense)
     basis = quadratic.start(weight, max(each[0] for each in ranks))
     level, wanted = _level(moments, weight, metric), moments.unseen @ weight.T
-    found: dict[tuple[int, ...], float] = {}
+    found: dict[tuple[int, ...], Sketch] = {}
     least = math.inf
     for rank in sorted({each[0] for each in ranks}):
         limits: list[int | None] = [
@@ -88,12 +147,40 @@ def effects_of_shared(
             if support:
                 parts = _beside(quadratic, dense, weight, factors, limit, gram, moments, support)
             key = (rank,) if limit is None else (rank, limit)
-            found[key] = level * _left(moments, wanted, weight, parts, groups, metric)
-        least = min(found.values())
+            effect = level * _left(moments, wanted, weight, parts, groups, metric)
+            found[key] = Sketch(effect, partial(_as_solution, parts, groups, moments, weight, bias))
+            least = min(least, effect)
         if least < NEGLIGIBLE:
             break
     # where a rank leaves next to nothing, larger ones are not fitted: they would only cost more
-    return [found.get(each, least) for each in ranks]
+    return [found.get(each, Sketch(least, None)) for each in ranks]
+
+
+def _as_solution(
+    parts: Parts, groups: Groups, moments: Moments, weight: Tensor, bias: Tensor
+) -> Solution:
+    answered = parts.of(moments.mean[None], groups)[0]
+    factors, kept, sparse = parts.factors.chain(), parts.kept, parts.sparse
+    return _solution(factors, bias + weight @ moments.mean - answered, kept, sparse)
+
+
+def _solution(
+    factors: tuple[Tensor, ...],
+    bias: Tensor,
+    kept: Support | None = None,
+    sparse: Tensor | None = None,
+) -> Solution:
+    """Of a sketch, whose errors nobody asks for."""
+    nothing = torch.zeros(0, dtype=torch.int64, device=bias.device)
+    return Solution(
+        support=nothing if kept is None else kept.channels,
+        sparse=bias.new_zeros(len(bias), 0) if sparse is None else sparse,
+        factors=factors,
+        bias=bias,
+        fitted=0.0,
+        unseen=0.0,
+        status="closed form",
+    )
 
 
 def _predicted(quadratic: Quadratic, cross: Tensor, first: Tensor, limit: int | None) -> Second:
@@ -102,33 +189,40 @@ def _predicted(quadratic: Quadratic, cross: Tensor, first: Tensor, limit: int | 
     return alternate(quadratic, cross, first, steps, limit, conjugate)
 
 
-def effects_of_sparse(
-    moments: Moments, weight: Tensor, metric: Tensor, supports: Sequence[int]
-) -> list[float]:
-    """Predict what S alone, on so many channels, does to the network's output.
+def sketches_of_sparse(
+    moments: Moments, weight: Tensor, bias: Tensor, metric: Tensor, supports: Sequence[int]
+) -> list[Sketch]:
+    """Sketch S alone, on so many channels.
 
     Parameters
     ----------
-    moments, weight, metric
-        As for `effects_of_shared`.
+    moments, weight, bias, metric
+        As for `sketches_of_shared`.
     supports : sequence of int
         Channels that S keeps, each from 1.
 
     Returns
     -------
-    list of float
-        Relative squared error of the network's output for each.
+    list of Sketch
+        For each of `supports`.
     """
     half, _ = metric_roots(metric, weight)
     gram = damped(moments.gram.clone())
     dense = weight @ gram
-    level, effects = _level(moments, weight, metric), []
+    level, sketches = _level(moments, weight, metric), []
     for support in supports:
         kept = Support(gram, moments.taps, strongest(weight, gram, half, moments.taps, support))
-        missed = weight.clone()
-        missed[:, kept.columns] -= kept.step(dense)
-        effects.append(level * _effect(moments, missed, metric))
-    return effects
+        sparse, missed = kept.step(dense), weight.clone()
+        missed[:, kept.columns] -= sparse
+        gained = bias + missed @ moments.mean
+        solution = partial(_solution, _no_factors(weight), gained, kept, sparse)
+        sketches.append(Sketch(level * _effect(moments, missed, metric), solution))
+    return sketches
+
+
+def _no_factors(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """L of rank 0."""
+    return weight[:0], weight.new_zeros(len(weight), 0)
 
 
 def _beside(
@@ -159,7 +253,7 @@ def _level(moments: Moments, weight: Tensor, metric: Tensor) -> float:
     what the layer answers there (a ratio estimate), so that forms that are predicted otherwise compare.
     """
     unseen = _effect(moments, weight, metric)
-    everywhere = _effect(Moments(moments.gram, moments.unseen[:0], moments.taps), weight, metric)
+    everywhere = _effect(replace(moments, unseen=moments.unseen[:0]), weight, metric)
     return everywhere / unseen if unseen > 0 and everywhere > 0 else 1.0
 
 

@@ -229,7 +229,7 @@ class Quadratic:
 
     def step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Second:
         """Better V, and the best K for it; what was given where nothing better is found."""
-        first = self.first_step(cross, second.factors(limit), second.products, steps)
+        first = self.first_step(cross, second, limit, steps)
         return self.second_step(cross, first, self.products(first))
 
     def second_step(self, cross: Tensor, first: Tensor, products: Tensor) -> Second:
@@ -252,12 +252,12 @@ class Quadratic:
             "the features of a layer's factors are not finite; calibrate with other images"
         )
 
-    def first_step(self, cross: Tensor, factors: Factors, products: Tensor, steps: int) -> Tensor:
+    def first_step(self, cross: Tensor, second: Second, limit: int | None, steps: int) -> Tensor:
         """Better V for K: conjugate gradients from the V at hand, which `HELD` ties it to."""
-        first, second = factors.first, factors.second
+        first, outputs = second.first, second.factors(limit).second
         rank = len(first)
-        weighed = torch.einsum("mn,ntr->mtr", self.metric, second)
-        pairs = torch.einsum("ntr,nus->trus", weighed, second)
+        weighed = torch.einsum("mn,ntr->mtr", self.metric, outputs)
+        pairs = torch.einsum("ntr,nus->trus", weighed, outputs)
         inner = torch.stack([pairs[t, :, t] for t in range(self.count)]).sum(0).double()
         held = HELD * float(inner.diagonal().mean()) or 1.0
         inner.diagonal().add_(held)
@@ -272,7 +272,7 @@ class Quadratic:
         def moved(direction: Tensor) -> Tensor:
             return apply(self.products(direction)) + held * (direction @ self._mean)
 
-        residual = wanted - apply(products)
+        residual = wanted - apply(second.products)
         return orthonormal(
             conjugate(first, residual, moved, lambda each: self.precondition(each, factor), steps)
         )

@@ -17,7 +17,7 @@ from converter import corrections as module
 from converter.calibration.opening import open_calibration_set
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.corrections import correct_effects
-from converter.fitting import branches_of, fit
+from converter.fitting import Probe
 from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT
@@ -25,6 +25,7 @@ from converter.realisation import rewritten
 from converter.runtime import model_inputs
 from converter.schemes import KEEP, Candidate, Form
 from converter.work import Work
+from passes.split import Branches, Factor
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 two (float[%s, 3, 8, 8] x) => (float[n, 6] y) {
@@ -39,6 +40,12 @@ two (float[%s, 3, 8, 8] x) => (float[n, 6] y) {
 SHAPES = {"a": (16, 3, 3, 3), "b": (16, 16, 3, 3), "w": (6, 16)}
 IMAGES = 40
 RUNTIME = Runtime(threads=1)
+BRANCHES = Branches(
+    factors=(
+        Factor(np.ones((2, 3, 1, 1), np.float32)),
+        Factor(np.ones((4, 2, 3, 3), np.float32), (0, 1)),
+    )
+)
 
 
 def prepared(
@@ -70,7 +77,8 @@ def prepared(
 def correct(given: Prepared) -> dict[str, tuple[Candidate, ...]]:
     """Correct the effects, and give those from before."""
     before = dict(given.candidates)
-    correct_effects(given, SolverSettings(), RUNTIME, SILENT)
+    correct_effects(given, RUNTIME, SILENT)
+    assert not given.probes  # what they hold is not needed any more
     return before
 
 
@@ -83,21 +91,9 @@ def answers(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.f
 @pytest.mark.parametrize("batch", ["n", "16"], ids=["free batch", "batch of 16"])
 def test_the_form_that_is_measured_has_its_very_error(tmp_path: Path, batch: str) -> None:
     given = prepared(tmp_path, batch=batch)
+    at = module._chosen(given.candidates, given.probes)["second"]
     before = correct(given)
-    at = module._measured_at(before)["second"]
-    layer = next(each for each in given.convertible if each.name == "second")
-    fitted = fit(
-        layer,
-        given.geometries["second"],
-        given.samples["second"],
-        given.recorder.inputs(given.original, layer, given.samples["second"]),
-        given.metrics["second"],
-        at.form,
-        SolverSettings(polish=0),
-        trade=False,
-    )
-    branches = {"second": branches_of(given.geometries["second"], at.form, fitted)}
-    models = [given.original, rewritten(given, branches)]
+    models = [given.original, rewritten(given, {"second": at.branches})]
     for model in models:
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
         del model.graph.value_info[:]
@@ -133,7 +129,7 @@ def test_layers_differ_and_no_factor_is_without_bounds(
 
 def test_without_scores_everything_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = prepared(tmp_path, classes=True)
-    monkeypatch.setattr(module, "fit", None)
+    monkeypatch.setattr(module, "rewritten", None)
     before = correct(given)
     assert given.candidates == before
 
@@ -145,12 +141,12 @@ def test_finished_layers_are_taken_from_the_work_folder(
     correct(first)
     again = prepared(tmp_path, work=Work(tmp_path / "work"))
     with monkeypatch.context() as patched:
-        patched.setattr(module, "fit", None)
+        patched.setattr(module, "rewritten", None)
         correct(again)
     assert again.candidates == first.candidates
     # another network behind the same layers, as where Ω could not be measured
     other = dataclasses.replace(prepared(tmp_path, work=Work(tmp_path / "work")), digest="other")
-    monkeypatch.setattr(module, "fit", None)
+    monkeypatch.setattr(module, "rewritten", None)
     with pytest.raises(TypeError):
         correct(other)
 
@@ -162,7 +158,7 @@ def test_an_output_that_differs_by_rounding_alone_does_not_count() -> None:
     assert not module._differs(np.zeros((20, 3)))
 
 
-def test_a_layer_that_the_plan_keeps_is_measured_at_a_like_effect() -> None:
+def test_of_each_layer_the_probe_is_tried_that_loses_about_as_much_as_in_the_plan() -> None:
     def layer(macs: float, *effects: float) -> list[Candidate]:
         forms = [Form("channel", (rank,)) for rank in range(len(effects), 0, -1)]
         smaller = [
@@ -171,9 +167,13 @@ def test_a_layer_that_the_plan_keeps_is_measured_at_a_like_effect() -> None:
         ]
         return [Candidate(KEEP, 0.0, macs, 1), *smaller]
 
+    def probes(*effects: float) -> tuple[Probe, ...]:
+        return tuple(Probe(KEEP, effect, BRANCHES) for effect in effects)
+
     large = layer(1e6, 1e-3, 4e-3, 3e-1)
-    small = layer(1.0, 1e-5, 5e-3, 9e-1)  # nothing is to be gained by it
-    found = module._measured_at({"large": large, "small": small})
-    assert found["large"].effect == 4e-3
-    assert found["small"].effect == 5e-3
-    assert module._measured_at({"kept": [Candidate(KEEP, 0.0, 1.0, 1.0)]}) == {}
+    small = layer(1.0, 1e-5, 5e-3, 9e-1)  # nothing is to be gained by it: the plan keeps it
+    offered = {"large": probes(1e-1, 5e-3, 1e-4), "small": probes(1e-1, 3e-3), "none": ()}
+    candidates = {"large": large, "small": small, "none": layer(1.0)}
+    found = module._chosen(candidates, offered)
+    assert {name: each.effect for name, each in found.items()} == {"large": 5e-3, "small": 3e-3}
+    assert module._chosen({"kept": [Candidate(KEEP, 0.0, 1.0, 1.0)]}, {"kept": ()}) == {}

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from converter.calibration.record import Recorder
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.errors import SolverError
 from converter.fitting import (
+    PROBED,
     ROUND_OFF,
     Task,
     _family,
@@ -38,6 +40,7 @@ from converter.fitting import (
 )
 from converter.runtime import model_inputs
 from converter.schemes import KEEP, SCHEMES, Candidate, Form, Geometry, cost_of
+from converter.solver.effects import Sketch
 from converter.solver.problem import METRIC_FLOOR
 from converter.solver.solution import Solution
 from passes.base import run_passes
@@ -51,6 +54,7 @@ Floats = NDArray[np.float32]
 IMAGES, SIDE = 48, 5
 ROWS, CHANNELS = 12, 10
 SOLVER = SolverSettings()
+SHARE = 0.05
 TEXT = f"""<ir_version: 8, opset_import: ["": 17]>
 one (float[batch, {CHANNELS}, {SIDE}, {SIDE}] x) => (float[batch, {ROWS}, {SIDE}, {SIDE}] y) {{
     [conv] response = Conv<pads = [1, 1, 1, 1]>(x, w, b)
@@ -71,7 +75,11 @@ class Recorded:
     metric: NDArray[np.float64]
 
     def task(self, solver: SolverSettings = SOLVER) -> Task:
-        return task_of(self.layer, self.geometry, self.sample, self.metric, self.inputs, solver)
+        known = self.layer, self.geometry, self.sample, self.metric
+        return task_of(*known, self.inputs, solver, SHARE)
+
+    def candidates(self, solver: SolverSettings = SOLVER) -> tuple[Candidate, ...]:
+        return predict(self.task(solver)).candidates
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +128,13 @@ def families(candidates: tuple[Candidate, ...]) -> Mapping[str, list[Candidate]]
 
 
 def test_the_layer_itself_comes_first_and_does_nothing(recorded: Recorded) -> None:
-    first, *others = predict(recorded.task())
+    first, *others = recorded.candidates()
     assert first == Candidate(KEEP, 0.0, *cost_of(recorded.geometry, KEEP))
     assert KEEP not in [candidate.form for candidate in others]
 
 
 def test_candidates_cost_less_than_the_layer_and_what_their_form_costs(recorded: Recorded) -> None:
-    first, *others = predict(recorded.task())
+    first, *others = recorded.candidates()
     assert len({candidate.form for candidate in others}) == len(others)
     for candidate in others:
         assert (candidate.macs, candidate.params) == cost_of(recorded.geometry, candidate.form)
@@ -136,19 +144,19 @@ def test_candidates_cost_less_than_the_layer_and_what_their_form_costs(recorded:
 
 
 def test_every_scheme_is_offered_alone_and_beside_a_sparse_branch(recorded: Recorded) -> None:
-    found = {candidate.form.family for candidate in predict(recorded.task())}
+    found = {candidate.form.family for candidate in recorded.candidates()}
     beside = {f"sparse + {name}" for name in ("channel", "spatial", "tucker")}
     factorised = {"channel", "spatial", "depthwise", "depthwise ×2", "tucker"}
     assert found == {"keep", "sparse", *factorised, *beside}
 
 
 def test_effects_fall_with_the_rank(recorded: Recorded) -> None:
-    for family, candidates in families(predict(recorded.task())).items():
+    for family, candidates in families(recorded.candidates()).items():
         if "tucker" in family:
             continue  # two ranks, of which each may fall
         effects = [candidate.effect for candidate in candidates]
         assert all(after <= before for before, after in pairwise(effects)), family
-    tucker = families(predict(recorded.task()))["tucker 0"]
+    tucker = families(recorded.candidates())["tucker 0"]
     for small in tucker:
         for large in tucker:
             if all(a < b for a, b in zip(small.form.ranks, large.form.ranks, strict=True)):
@@ -165,12 +173,13 @@ def test_effects_between_anchors_are_read_off_along_rays(
     between = sorted(set(scheme.ranks(wide)) - set(anchors))
     effects = {(first, second): 1 / first + 10 * (second // first) for first, second in anchors}
     monkeypatch.setattr(
-        type(scheme), "effects", lambda *given: [effects[each] for each in given[3]]
+        type(scheme), "sketches", lambda *given: [Sketch(effects[each], None) for each in given[3]]
     )
-    found = {
-        form.ranks: effect
-        for form, effect in _family(scheme, 0, evidence=None, geometry=wide)  # type: ignore[arg-type]  # not looked at
-    }
+    evidence: Any = None  # not looked at
+    offered: list[Form] = []
+    forms = _family(scheme, 0, evidence, wide, lambda form, _: offered.append(form))
+    found = {form.ranks: effect for form, effect in forms}
+    assert [form.ranks for form in offered] == anchors
     assert {each: found[each] for each in anchors} == pytest.approx(effects)
     last = {second // first: first for first, second in anchors}
     inside = [each for each in between if each[0] < last[each[1] // each[0]]]
@@ -187,16 +196,55 @@ def test_effects_between_anchors_are_read_off_along_rays(
 
 def test_no_plan_turns_on_round_off(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that was replaced already: some forms are exact, and none of them is better."""
-    monkeypatch.setattr(
-        type(SCHEMES["channel"]), "effects", lambda *given: [1e-15 / ranks[0] for ranks in given[3]]
-    )
-    found = families(predict(recorded.task()))["channel 0"]
+    channel, right = type(SCHEMES["channel"]), type(SCHEMES["channel"]).sketches
+
+    def exact(*given: Any) -> list[Sketch]:
+        sketches: list[Sketch] = right(*given)
+        return [
+            dataclasses.replace(each, effect=1e-15 / (1 + rank))
+            for rank, each in enumerate(sketches)
+        ]
+
+    monkeypatch.setattr(channel, "sketches", exact)
+    found = families(recorded.candidates())["channel 0"]
     assert len(found) > 2
     assert {each.effect for each in found} == {ROUND_OFF}
+    task = recorded.task(SolverSettings(schemes=("channel",)))
+    assert not predict(dataclasses.replace(task, patch=None)).probes  # nor is one tried
+
+
+def test_probes_are_the_cheapest_forms_of_small_effects(recorded: Recorded) -> None:
+    """One for each level, and what stands in the network has the effect that was predicted of it."""
+    prediction = predict(recorded.task())
+    assert len(prediction.probes) == len(PROBED)
+    unseen = np.arange(IMAGES) % 8 == 7
+    wanted = answers(recorded.model, recorded.images[unseen])
+    for probe, multiple in zip(prediction.probes, PROBED, strict=True):
+        assert probe.effect <= multiple * SHARE
+        macs = cost_of(recorded.geometry, probe.form)[0]
+        cheaper = [
+            each
+            for each in prediction.candidates
+            if each.macs < macs and each.effect <= multiple * SHARE
+        ]
+        # of those between anchors nothing is fitted
+        assert len(cheaper) < 0.1 * len(prediction.candidates)
+        found = answers(replaced(recorded, probe.branches), recorded.images[unseen])
+        errors = rows_of(found - wanted)
+        effect = float(np.einsum("ni,ij,nj->", errors, recorded.metric, errors)) / len(errors)
+        # the ReLU hides about half of the error
+        assert 0.2 * probe.effect < effect < 1.2 * probe.effect
+
+
+def test_where_every_form_loses_more_the_one_that_loses_least_is_tried(recorded: Recorded) -> None:
+    task = dataclasses.replace(recorded.task(), share=1e-8)
+    (probe,) = predict(task).probes
+    assert probe.effect == min(each.effect for each in recorded.candidates()[1:])
+    assert probe.form in [each.form for each in recorded.candidates()]
 
 
 def test_effects_of_the_closed_form_are_what_a_truncation_leaves(recorded: Recorded) -> None:
-    (channel,) = [c for c in predict(recorded.task()) if c.form == Form("channel", (4,))]
+    (channel,) = [c for c in recorded.candidates() if c.form == Form("channel", (4,))]
     values = np.linalg.eigvals(recorded.metric @ recorded.sample.covariance).real
     assert channel.effect == pytest.approx(np.sort(values)[:-4].sum(), rel=1e-6)
 
@@ -211,7 +259,7 @@ def test_predicted_effects_are_close_to_those_of_the_fits(recorded: Recorded) ->
         Form("depthwise", (8, 16)),
         Form("channel", (6,)),
     )
-    offered = [each for each in predict(recorded.task()) if each.form in forms]
+    offered = [each for each in recorded.candidates() if each.form in forms]
     assert len(offered) == len(forms)
     for candidate in offered:
         branches = branches_of(recorded.geometry, candidate.form, fitted(recorded, candidate.form))
@@ -223,23 +271,21 @@ def test_predicted_effects_are_close_to_those_of_the_fits(recorded: Recorded) ->
 
 
 def test_only_the_schemes_that_are_asked_for_are_offered(recorded: Recorded) -> None:
-    task = recorded.task(SolverSettings(schemes=("spatial",)))
-    assert {c.form.scheme for c in predict(task)} == {"keep", "spatial"}
+    found = recorded.candidates(SolverSettings(schemes=("spatial",)))
+    assert {c.form.scheme for c in found} == {"keep", "spatial"}
 
 
 def test_without_patches_only_the_closed_form_is_offered(recorded: Recorded) -> None:
     solver = SolverSettings(schemes=("channel", "spatial"))
-    task = task_of(
-        recorded.layer, recorded.geometry, recorded.sample, recorded.metric, None, solver
-    )
-    assert {c.form.family for c in predict(task)} == {"keep", "channel"}
+    known = recorded.layer, recorded.geometry, recorded.sample, recorded.metric
+    found = predict(task_of(*known, None, solver, SHARE)).candidates
+    assert {c.form.family for c in found} == {"keep", "channel"}
 
 
 def test_few_images_leave_no_patch_unseen_and_those_of_the_fit_judge(recorded: Recorded) -> None:
-    whole = recorded.task()
-    task = dataclasses.replace(whole, unseen=np.zeros((0, CHANNELS * 9), np.float32))
-    found = predict(task)
-    assert [c.form for c in found] == [c.form for c in predict(whole)]
+    task = dataclasses.replace(recorded.task(), unseen=np.zeros((0, CHANNELS * 9), np.float32))
+    found = predict(task).candidates
+    assert [c.form for c in found] == [c.form for c in recorded.candidates()]
     for each in found[1:]:
         assert each.effect > 0
     by_rank = [c.effect for c in found if c.form.family == "spatial"]
@@ -265,11 +311,11 @@ def test_a_task_that_is_not_finite_names_the_layer(recorded: Recorded) -> None:
 
 def test_a_task_can_be_sent_and_gives_the_same_elsewhere(recorded: Recorded) -> None:
     task = recorded.task(SolverSettings(schemes=("channel", "spatial")))
-    here = predict(task)
+    here = predict(task).candidates
     sent = pickle.loads(pickle.dumps(task))  # noqa: S301  # its own bytes
-    assert predict(sent) == here
+    assert predict(sent).candidates == here
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        there = executor.submit(predict, task).result(timeout=120)
+        there = executor.submit(predict, task).result(timeout=120).candidates
     assert [c.form for c in there] == [c.form for c in here]
     # another number of threads may add up in another order
     np.testing.assert_allclose([c.effect for c in there], [c.effect for c in here], rtol=1e-4)

@@ -91,10 +91,13 @@ def predictions(executor: Executor | None) -> dict[str, Any]:
         samples = place.originals(recorder, model, layers, advance)
     solver = SolverSettings()
     asked = [
-        Asked(layer, geometry_of(layer, (6, 6), (6, 6)), samples[layer.name], np.eye(4), solver)
+        Asked(
+            layer, geometry_of(layer, (6, 6), (6, 6)), samples[layer.name], np.eye(4), solver, 1e-3
+        )
         for layer in layers
     ]
-    return dict(place.predicted(recorder, model, asked))
+    found = place.predicted(recorder, model, asked)
+    return {name: prediction.candidates for name, prediction in found}
 
 
 def test_an_executor_changes_nothing_but_where_it_is_done() -> None:

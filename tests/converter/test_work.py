@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from converter import work as module
 from converter.errors import ConfigError
+from converter.fitting import Prediction, Probe
 from converter.schemes import KEEP, Candidate, Form
 from converter.sensitivity import OutputMetrics
 from converter.solver.solution import Iteration, Solution
 from converter.work import Work, key_of
 from passes.activation import Activation
+from passes.split import Branches, Factor
 
 SOLUTION = Solution(
     support=torch.tensor([1, 4]),
@@ -34,6 +36,23 @@ SOLUTION = Solution(
 CANDIDATES = (
     Candidate(KEEP, 0.0, 100.0, 20.0),
     Candidate(Form("tucker", (3, 4), 2), 1 / 3, 0.1, 7.0),
+)
+DEPTHWISE = (
+    Factor(np.full((2, 4, 1, 1), 1 / 3, np.float32)),
+    Factor(np.ones((4, 1, 3, 3), np.float32), (0, 1), 2),
+    Factor(np.ones((3, 4, 1, 1), np.float32)),
+)
+SPARSE = Branches(
+    support=np.array([0, 3]),
+    sparse=np.full((3, 2, 3, 3), 0.1, np.float32),
+    bias=np.array([0.1, -0.0, 3.0], np.float32),
+)
+PREDICTION = Prediction(
+    CANDIDATES,
+    (
+        Probe(Form("depthwise", (2, 4)), 1 / 7, Branches(factors=DEPTHWISE)),
+        Probe(Form("sparse", (), 2), 1 / 9, SPARSE),
+    ),
 )
 METRICS = OutputMetrics(
     {"c1": np.eye(2) / 3, "c/2": np.zeros((1, 1))}, ("logits",), 64, 2, {"classes": "integers"}
@@ -55,6 +74,16 @@ def test_everything_comes_back_to_the_last_bit(tmp_path: Path) -> None:
 
     work.keep_candidates("predict-a", CANDIDATES)
     assert work.candidates("predict-a") == CANDIDATES
+
+    work.keep_prediction("predict-b", PREDICTION)
+    prediction = work.prediction("predict-b")
+    assert prediction is not None
+    assert prediction.candidates == CANDIDATES
+    assert [(each.form, each.effect) for each in prediction.probes] == [
+        (each.form, each.effect) for each in PREDICTION.probes
+    ]
+    # the key takes in every array, and every setting beside them
+    assert key_of("predict", prediction) == key_of("predict", PREDICTION)
 
     work.keep_metrics("effects-a", METRICS)
     effects = work.metrics("effects-a")

@@ -14,7 +14,7 @@ from torch import Tensor
 from converter.errors import SolverError
 from converter.solver import depthwise as module
 from converter.solver.depthwise import Depthwise, DepthwiseFactors, Filters
-from converter.solver.quadratic import Factors, Groups, Quadratic, alternate
+from converter.solver.quadratic import Groups, Quadratic, Second, alternate
 from tests.converter.solver.conftest import generator, positive, roots
 
 ROWS, CHANNELS, TAPS, RANK = 7, 4, 5, 3
@@ -114,9 +114,9 @@ def test_a_step_is_that_of_gauss_and_newton_on_what_u_leaves(
     monkeypatch.setattr(module, "TIE", 1e-12)
     monkeypatch.setattr(Depthwise, "ridge", 1e-13)
     fit, groups, first = fit_of(each), filters_of(each), some_first(each)
-    products = fit.products(first)
-    factors = fit.second_step(fit.grouped(CROSS), first, products).factors()
-    found = fit.first_step(fit.grouped(CROSS), factors, products, steps=500)
+    second = fit.second_step(fit.grouped(CROSS), first, fit.products(first))
+    factors = second.factors()
+    found = fit.first_step(fit.grouped(CROSS), second, None, steps=500)
 
     half, _ = roots(OMEGA)
     root = torch.linalg.cholesky(GRAM)
@@ -166,9 +166,9 @@ def test_a_step_for_the_worse_is_shortened_or_left(
     before, right = alternate(fit, cross, start, 0), alternate(fit, cross, start, 1)
     step, asked = Depthwise.first_step, []
 
-    def wrong(self: Depthwise, cross: Tensor, factors: Factors, *others: Any) -> Tensor:
+    def wrong(self: Depthwise, cross: Tensor, second: Second, *others: Any) -> Tensor:
         asked.append(times)
-        return factors.first + times * (step(self, cross, factors, *others) - factors.first)
+        return second.first + times * (step(self, cross, second, *others) - second.first)
 
     monkeypatch.setattr(Depthwise, "first_step", wrong)
     monkeypatch.setattr(module, "LENGTHS", (1.0, 0.25))

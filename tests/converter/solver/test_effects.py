@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor
 
 from converter.errors import SolverError
-from converter.solver.effects import Moments, effects_of_shared, effects_of_sparse
+from converter.solver.depthwise import Filters
+from converter.solver.effects import (
+    Moments,
+    Sketch,
+    sketches_of_rank,
+    sketches_of_shared,
+    sketches_of_sparse,
+)
 from converter.solver.problem import DAMPING, METRIC_FLOOR, metric_roots
 from converter.solver.quadratic import Groups, Quadratic, alternate, covariance, damped
 from tests.converter.solver.conftest import (
@@ -36,7 +44,28 @@ def moments_of(weight: Tensor, seed: int = 6) -> tuple[Moments, Tensor]:
     patches = torch.randn(PATCHES, WIDTH, generator=generator(seed + 1)) @ mixing + 0.5
     mean = patches[:300].mean(0)
     gram = covariance(patches[:300], mean)
-    return Moments(gram, patches[300:] - mean, TAPS), positive(len(weight), seed + 2)
+    return Moments(mean, gram, patches[300:] - mean, TAPS), positive(len(weight), seed + 2)
+
+
+def effects_of_shared(
+    moments: Moments,
+    weight: Tensor,
+    metric: Tensor,
+    groups: Groups,
+    ranks: Sequence[tuple[int, ...]],
+    support: int = 0,
+) -> list[float]:
+    bias = torch.zeros(len(weight))
+    made = sketches_of_shared(moments, weight, bias, metric, groups, ranks, support)
+    return [each.effect for each in made]
+
+
+def effects_of_sparse(
+    moments: Moments, weight: Tensor, metric: Tensor, supports: Sequence[int]
+) -> list[float]:
+    bias = torch.zeros(len(weight))
+    made = sketches_of_sparse(moments, weight, bias, metric, supports)
+    return [each.effect for each in made]
 
 
 def direct_effect(moments: Moments, metric: Tensor, missed: Tensor, weight: Tensor) -> float:
@@ -141,6 +170,85 @@ def test_effects_of_sparse_regress_on_the_strongest_channels() -> None:
         missed[:, columns] -= w @ gram[:, columns] @ np.linalg.inv(gram[np.ix_(columns, columns)])
         expected = direct_effect(moments, metric, torch.from_numpy(missed), weight)
         assert effect == pytest.approx(expected, rel=1e-3)
+
+
+# ---- What a sketch would put in the place of the layer
+
+BIAS = torch.linspace(-1, 1, ROWS)
+
+
+def answer(sketch: Sketch, patches: Tensor, groups: Groups | None) -> Tensor:
+    """What the solution of a sketch answers to patches (n, D), its factors multiplied out by the patch."""
+    assert sketch.solution is not None
+    solution = sketch.solution()
+    response = solution.bias.expand(len(patches), -1).clone()
+    if solution.rank and groups is not None:
+        for group, columns in enumerate(groups.columns):
+            inner = patches[:, columns] @ solution.factors[0].T
+            second = solution.factors[1]
+            if isinstance(groups, Filters):  # one filter for each of the repeated channels
+                inner = inner.repeat(1, groups.each) * second[:, group]
+            else:
+                inner = inner @ second[:, group].T
+            for factor in solution.factors[2:]:
+                inner = inner @ factor.T
+            response += inner
+    elif solution.rank:
+        response += patches @ solution.down.T @ solution.up.T
+    columns = (solution.support[:, None] * TAPS + torch.arange(TAPS)).flatten()
+    return response + patches[:, columns] @ solution.sparse.T
+
+
+@pytest.mark.parametrize(
+    ("groups", "ranks", "support"),
+    [
+        (SPATIAL, (2,), 0),
+        (SPATIAL, (2,), 2),
+        (TUCKER, (3, 2), 0),
+        (Filters(torch.arange(WIDTH).view(CHANNELS, TAPS).T.contiguous(), 2), (3,), 0),
+        (None, (2,), 0),
+        (None, (), 2),
+    ],
+    ids=["spatial", "spatial beside", "tucker", "depthwise", "channel", "sparse"],
+)
+def test_a_sketch_answers_as_predicted_and_right_on_the_mean(
+    groups: Groups | None, ranks: tuple[int, ...], support: int
+) -> None:
+    """Its error on the unseen patches is the predicted effect, and none on the mean patch."""
+    weight = dense_target().float()
+    moments, metric = moments_of(weight)
+    if groups is not None:
+        (sketch,) = sketches_of_shared(moments, weight, BIAS, metric, groups, [ranks], support)
+    elif support:
+        (sketch,) = sketches_of_sparse(moments, weight, BIAS, metric, [support])
+    else:
+        mean = (weight @ moments.mean + BIAS).double()
+        covariance_ = (weight @ moments.gram @ weight.T).double()
+        (sketch,) = sketches_of_rank(weight, BIAS, mean, covariance_, metric, [ranks[0]])
+    mean = moments.mean[None]
+    right = mean @ weight.T + BIAS
+    torch.testing.assert_close(answer(sketch, mean, groups), right, rtol=1e-4, atol=1e-4)
+    if groups is None and not support:  # predicted in closed form, from the response of all patches
+        root = torch.linalg.cholesky(moments.gram.double()).float()
+        patches = mean + root.T * WIDTH**0.5
+    else:
+        patches = mean + moments.unseen
+    missed = (answer(sketch, patches, groups) - patches @ weight.T - BIAS).double()
+    found = float(((missed @ metric) * missed).sum()) / len(patches)
+    if groups is not None or support:
+        unseen = moments.unseen.double() @ weight.double().T
+        here = float(((unseen @ metric) * unseen).sum()) / len(unseen)
+        gram = weight.double() @ moments.gram.double() @ weight.double().T
+        found *= float((metric * gram).sum()) / here
+    assert sketch.effect == pytest.approx(found, rel=2e-3)
+
+
+def test_ranks_after_one_that_leaves_nothing_are_not_fitted() -> None:
+    weight = dense_target().float()
+    moments, metric = moments_of(weight)
+    made = sketches_of_shared(moments, weight, BIAS, 1e-9 * metric, SPATIAL, [(2,), (4,)])
+    assert [each.solution is None for each in made] == [False, True]
+    assert made[0].effect == made[1].effect
 
 
 def test_moments_that_are_not_finite_are_refused() -> None:

@@ -122,10 +122,9 @@ def test_v_solves_its_linear_system(
     monkeypatch.setattr(module, "HELD", 1e-12)
     quadratic, first = quadratic_of(groups), first_factor(groups, 2)
     cross = quadratic.grouped(dense_target() @ positive(WIDTH, 1))
-    products = quadratic.products(first)
-    factors = quadratic.second_step(cross, first, products).factors(limit)
-    expected = dense_first_step(quadratic, cross, factors.second)
-    found = quadratic.first_step(cross, factors, products, steps=200).numpy()
+    second = quadratic.second_step(cross, first, quadratic.products(first))
+    expected = dense_first_step(quadratic, cross, second.factors(limit).second)
+    found = quadratic.first_step(cross, second, limit, steps=200).numpy()
     # rows may be mixed, since K is solved anew: what counts is the space that they span
     np.testing.assert_allclose(found @ found.T, np.eye(2), atol=1e-10)
     onto = expected.T @ np.linalg.solve(expected @ expected.T, expected)
