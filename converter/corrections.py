@@ -36,7 +36,7 @@ from passes.expose import expose
 __all__ = ["correct_effects"]
 
 POINTS = 7
-"""Plans that it is looked for among."""
+"""Plans among which one of about `STRONG` is looked for."""
 MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
 """Images that a layer is measured on, and multiply-accumulates that they take where a network is large."""
 MOST = 10.0
@@ -48,8 +48,8 @@ _BATCH = 32
 def correct_effects(prepared: Prepared, runtime: Runtime, progress: Progress) -> None:
     """Scale the predicted effects of each layer's forms by what one of them was measured to do.
 
-    Layers of which no form has a predicted effect above 0 stay as they are, and all do where no output is
-    of floating-point type with a row for each image.
+    Layers without probes stay as they are, and all do where no output is of floating-point type with a row
+    for each image.
 
     Parameters
     ----------

@@ -82,7 +82,9 @@ them does so best."""
 STRONG = 0.005
 """Predicted effect of a plan for a strong budget, whose forms are like those that layers are tried in."""
 PROBED = (4.0, 1.0, 0.25)
-"""Effects that the probes of a layer have at most, as multiples of its even share in such a plan."""
+"""Effects that the probes of a layer have about, as multiples of its even share in such a plan."""
+NEAR = math.log(10)
+"""A probe may lose less than such an effect by this logarithm: of forms that do, the cheapest is tried."""
 
 BESIDE_ANCHORS = 3
 """About so many ranks of a family with S beside L are measured."""
@@ -216,8 +218,8 @@ class Prediction:
     candidates : tuple of Candidate
         With cost and predicted effect; the layer as it is comes first.
     probes : tuple of Probe
-        For each of `PROBED` the cheapest form whose effect is no larger, or that of least effect; each
-        once, and none where nothing has an effect.
+        For each of `PROBED` the cheapest form that loses so much or somewhat less, or that whose effect is
+        nearest to it; each once, and none where no effect is above round-off.
     """
 
     candidates: tuple[Candidate, ...]
@@ -324,16 +326,17 @@ class _Probing:
     def __init__(self, task: Task) -> None:
         self._geometry = task.geometry
         self._levels = [task.share * multiple for multiple in PROBED]
-        self._best: dict[float, tuple[tuple[bool, float, float], Form, Sketch]] = {}
+        self._best: dict[float, tuple[tuple[bool, float], Form, Sketch]] = {}
 
     def offer(self, form: Form, sketch: Sketch) -> None:
         """Take a sketch where it is better than the one at hand."""
-        if sketch.solution is None or not sketch.effect > ROUND_OFF:
+        if sketch.solution is None or not ROUND_OFF < sketch.effect < math.inf:
             return
         macs = cost_of(self._geometry, form)[0]
         for level in self._levels:
-            above = sketch.effect > level
-            rating = (above, sketch.effect if above else macs, sketch.effect)
+            apart = math.log(level / sketch.effect)
+            near = 0 <= apart <= NEAR
+            rating = (not near, macs if near else abs(apart))
             if level not in self._best or rating < self._best[level][0]:
                 self._best[level] = rating, form, sketch
 

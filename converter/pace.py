@@ -184,8 +184,7 @@ def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Prog
         Where the model's own batch is another one.
     """
     feeds = target_batch(prepared.original, prepared.sample, target, prepared.path)
-    offered = {name: _worth_timing(each) for name, each in prepared.candidates.items()}
-    points = {name: _points(each) for name, each in offered.items()}
+    points = {name: _points(each) for name, each in prepared.candidates.items()}
     model = measure_layers(
         prepared.original,
         prepared.convertible,
@@ -197,7 +196,7 @@ def pace(prepared: Prepared, target: Target, cache: Measurements, progress: Prog
         progress=progress,
     )
     candidates = {}
-    for name, each in offered.items():
+    for name, each in prepared.candidates.items():
         timed = [
             dataclasses.replace(one, ms=model.layer_ms(name, one.form, one.macs)) for one in each
         ]
@@ -215,24 +214,6 @@ def read_plans(prepared: Prepared, paced: Paced, front: Sequence[Choice]) -> Non
     """
     picked = np.unique(np.linspace(0, len(front) - 1, READ_PLANS + 1)[:-1].round().astype(int))
     _tried(prepared, paced, {str(index): front[index] for index in picked})
-
-
-def _worth_timing(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out S beside L where a form without it costs no more and does no more harm.
-
-    A branch beside another one takes time that no count shows, so such a form is not the faster one; and each
-    family that is left is measured.
-    """
-    beside = [each for each in candidates if each.form.support and each.form.ranks]
-    others = [each for each in candidates if each not in beside]
-
-    def beaten(one: Candidate) -> bool:
-        return any(
-            each.effect <= one.effect and each.macs <= one.macs and each.params <= one.params
-            for each in others
-        )
-
-    return [each for each in candidates if each in others or not beaten(each)]
 
 
 def _points(candidates: Sequence[Candidate]) -> list[Point]:

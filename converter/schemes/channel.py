@@ -50,7 +50,7 @@ class Channel:
     def sketches(
         self, evidence: Evidence, geometry: Geometry, ranks: Sequence[tuple[int, ...]], support: int
     ) -> list[Sketch]:
-        """Sum the eigenvalues of Ω^½ C Ω^½ that truncation cuts off; with S, fit on the patches."""
+        """Project the response on the leading directions of Ω^½ C Ω^½; with S, fit on the patches."""
         from converter.solver.effects import sketches_of_rank, sketches_of_shared
 
         weight, bias, metric = evidence.weight, evidence.bias, evidence.metric

@@ -5,7 +5,7 @@ With one filter for each channel that is the canonical decomposition of W over o
 SIAM J. Matrix Anal. Appl. 30, 2008). Turns of A, D and U, each with the others held, hardly move after a
 while. Here U follows A and D in closed form, and these two take steps of Gauss and Newton together, on what
 U cannot make up for (variable projection as by Kaufman, BIT 15, 1975). A step is a few conjugate gradients,
-each of one product with G, N·D² or r·M·D², whichever is less, and some of N·D·r.
+each of one product with G, N·D² or r·M·D², whichever is less, and some of that many rows and r·M·D.
 
 Symbols are those of `quadratic`; taps are the groups t, so that d is C, and U is the second factor. And
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from converter.solver.factorize import effects_of_rank, projection_of_rank
+from converter.solver.factorize import directions, effects_of_rank
 from converter.solver.parts import Parts, Support, strongest
 from converter.solver.problem import metric_roots
 from converter.solver.quadratic import Factors, Groups, Quadratic, Second, alternate, damped
@@ -88,11 +88,15 @@ def sketches_of_rank(
         For each of `ranks`.
     """
     tail = effects_of_rank(covariance, metric)
+    leading = cache(
+        partial(directions, covariance, metric)
+    )  # few of the sketches are ever looked at
 
     def solution(rank: int) -> Solution:
-        up, into = (each.to(weight.dtype) for each in projection_of_rank(covariance, metric, rank))
-        answered = bias + up @ (into @ (mean.to(bias.dtype) - bias))
-        return _solution((into @ weight, up), mean.to(bias.dtype) - answered + bias)
+        up = leading()[:, :rank]
+        into, up = (up.T @ metric).to(weight.dtype), up.to(weight.dtype)
+        answered = mean.to(bias.dtype)
+        return _solution((into @ weight, up), answered - up @ (into @ (answered - bias)))
 
     return [Sketch(float(tail[rank]), partial(solution, rank)) for rank in ranks]
 

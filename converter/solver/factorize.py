@@ -22,10 +22,10 @@ __all__ = [
     "Allowance",
     "Structure",
     "data_svd",
+    "directions",
     "effects_of_rank",
     "plain_svd",
     "polish",
-    "projection_of_rank",
 ]
 
 POLISH_PENALTY = 0.25
@@ -94,30 +94,22 @@ def effects_of_rank(covariance: Tensor, metric: Tensor) -> Tensor:
     return tail
 
 
-def projection_of_rank(covariance: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Give what a rank-r L keeps of a response: `up` @ `into` projects it on the leading directions.
+def directions(covariance: Tensor, metric: Tensor) -> Tensor:
+    """Give the directions of a response that count, the strongest first: (N, q), q its numerical rank.
+
+    With U the leading r of them, U Uᵀ Ω y is the best that L of rank r can make of a response y.
 
     Parameters
     ----------
     covariance, metric : Tensor of shape (N, N)
         As for `effects_of_rank`.
-    rank : int
-        r.
-
-    Returns
-    -------
-    tuple of Tensor of shape (N, r) and Tensor of shape (r, N)
-        `up` and `into`; zeros where the response has fewer directions.
     """
     factor = factor_of(covariance)
     values, vectors = torch.linalg.eigh(factor.T @ metric @ factor)
-    values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    told = values > 1e-12 * values[:1].clamp_min(torch.finfo(values.dtype).tiny)
-    # Ω^½ F v / √λ are the directions, so that Ω^½ cancels in the projection
-    scaled = factor @ (vectors * torch.where(told, values, 1.0).rsqrt() * told)
-    up = torch.zeros(len(metric), rank, dtype=metric.dtype, device=metric.device)
-    up[:, : scaled.shape[1]] = scaled
-    return up, up.T @ metric
+    # Ω^½ F v / √λ are orthonormal, and Ω^½ cancels in the projection on them
+    scale = values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt()
+    found: Tensor = factor @ (vectors * scale)
+    return found.flip(1)
 
 
 def plain_svd(problem: Problem, rank: int) -> Solution:

@@ -184,6 +184,14 @@ def assert_same(found: Prepared, wanted: Prepared) -> None:
         np.testing.assert_allclose(
             [each.effect for each in others], [each.effect for each in candidates], rtol=CLOSE
         )
+        tried, wanted_too = found.probes[name], wanted.probes[name]
+        assert [each.form for each in tried] == [each.form for each in wanted_too]
+        for one, two in zip(tried, wanted_too, strict=True):
+            assert one.effect == pytest.approx(two.effect, rel=CLOSE)
+            bias, other_bias = one.branches.bias, two.branches.bias
+            assert bias is not None
+            assert other_bias is not None
+            np.testing.assert_allclose(bias, other_bias, atol=10 * CLOSE * np.abs(other_bias).max())
     assert found.recorder.describe()["patches"] == wanted.recorder.describe()["patches"]
 
 

@@ -149,17 +149,6 @@ def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
     assert timed.added_up(choice.chosen) < 2
 
 
-def test_a_branch_beside_another_is_timed_only_where_it_saves_something() -> None:
-    kept = Candidate(KEEP, 0.0, 100.0, 100.0)
-    chain = Candidate(Form("spatial", (4,)), 0.02, 40.0, 40.0)
-    alone = Candidate(Form("sparse", (), 2), 0.5, 60.0, 60.0)  # dearer and worse, but a single Conv
-    beaten = Candidate(Form("spatial", (4,), 1), 0.02, 41.0, 41.0)
-    better = Candidate(Form("spatial", (3,), 1), 0.01, 50.0, 50.0)
-    smaller = Candidate(Form("channel", (2,), 1), 0.03, 45.0, 39.0)
-    offered = [kept, beaten, chain, better, alone, smaller]
-    assert module._worth_timing(offered) == [kept, chain, better, alone, smaller]
-
-
 # Budgets that are not in time -------------------------------------------------------------------------
 
 SMALL, SLOW = Form("channel", (1,)), Form("spatial", (1,))

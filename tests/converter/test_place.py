@@ -14,10 +14,11 @@ from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
 from converter.calibration.sets import DataReader
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
-from converter.fitting import geometry_of
+from converter.fitting import Prediction, geometry_of
 from converter.place import WAITING, Asked, Here
 from converter.progress import SILENT
 from converter.runtime import model_inputs
+from converter.work import key_of
 from passes.exchange import import_graph
 from passes.layers import Layer, find_layers
 
@@ -80,7 +81,7 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
     return [replace(layer, weight=np.array(layer.weight)) for layer in found]
 
 
-def predictions(executor: Executor | None) -> dict[str, Any]:
+def predictions(executor: Executor | None) -> dict[str, Prediction]:
     model = chain()
     layers = layers_of(model)
     reader: DataReader = Reader()
@@ -96,8 +97,7 @@ def predictions(executor: Executor | None) -> dict[str, Any]:
         )
         for layer in layers
     ]
-    found = place.predicted(recorder, model, asked)
-    return {name: prediction.candidates for name, prediction in found}
+    return dict(place.predicted(recorder, model, asked))
 
 
 def test_an_executor_changes_nothing_but_where_it_is_done() -> None:
@@ -105,8 +105,11 @@ def test_an_executor_changes_nothing_but_where_it_is_done() -> None:
     with ThreadPoolExecutor(2) as executor:
         shared = predictions(executor)
     assert list(alone) == list(shared) == [f"conv{index}" for index in range(DEPTH)]
-    assert alone == shared
-    assert all(len(candidates) > 1 for candidates in alone.values())
+    # the key takes in every candidate, and every number of the probes
+    assert [key_of("predict", each) for each in alone.values()] == [
+        key_of("predict", each) for each in shared.values()
+    ]
+    assert all(len(each.candidates) > 1 and each.probes for each in alone.values())
 
 
 def test_few_layers_wait_with_their_patches() -> None:
