@@ -83,6 +83,11 @@ STRONG = 0.005
 """Predicted effect of a plan for a strong budget, whose forms are like those that layers are tried in."""
 PROBED = (4.0, 1.0, 0.25)
 """Effects that the probes of a layer have about, as multiples of its even share in such a plan."""
+PROBED_WEIGHTS = 0.5
+"""Share of a layer's weights that a probe has at most: strong budgets take smaller forms."""
+PROBED_ONCE = 2**24
+"""Layers of more weights have one probe, for the even share: all probes are held until the last layer is
+predicted."""
 NEAR = math.log(10)
 """A probe may lose less than such an effect by this logarithm: of forms that do, the cheapest is tried."""
 
@@ -219,7 +224,8 @@ class Prediction:
         With cost and predicted effect; the layer as it is comes first.
     probes : tuple of Probe
         For each of `PROBED` the cheapest form that loses so much or somewhat less, or that whose effect is
-        nearest to it; each once, and none where no effect is above round-off.
+        nearest to it, of those of half the weights at most; each once, and none where no effect is above
+        round-off.
     """
 
     candidates: tuple[Candidate, ...]
@@ -325,14 +331,18 @@ class _Probing:
 
     def __init__(self, task: Task) -> None:
         self._geometry = task.geometry
-        self._levels = [task.share * multiple for multiple in PROBED]
+        self._most = PROBED_WEIGHTS * task.weight.size
+        multiples = PROBED if task.weight.size <= PROBED_ONCE else (1.0,)
+        self._levels = [task.share * multiple for multiple in multiples]
         self._best: dict[float, tuple[tuple[bool, float], Form, Sketch]] = {}
 
     def offer(self, form: Form, sketch: Sketch) -> None:
         """Take a sketch where it is better than the one at hand."""
         if sketch.solution is None or not ROUND_OFF < sketch.effect < math.inf:
             return
-        macs = cost_of(self._geometry, form)[0]
+        macs, weights = cost_of(self._geometry, form)
+        if weights > self._most:
+            return
         for level in self._levels:
             apart = math.log(level / sketch.effect)
             near = 0 <= apart <= NEAR
