@@ -42,7 +42,8 @@ MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
 MOST = 10.0
 """Factor by which an effect is corrected at most, up or down."""
 _ALL = 1 - 1e-6
-_BATCH = 32
+_BATCH, _BATCH_BYTES = 32, 2**22
+"""Images that run at once, and bytes of them: at 224×224 one tensor of 32 images has 400 MiB."""
 
 
 def correct_effects(prepared: Prepared, runtime: Runtime, progress: Progress) -> None:
@@ -152,7 +153,11 @@ class _Outputs:
 
     @cached_property
     def _feeds(self) -> list[tuple[Mapping[str, NDArray[Any]], int]]:
-        batches = self._data.batches(self._fixed or _BATCH)
+        one = next(iter(self._data.batches(1)))
+        size = sum(feed.nbytes for feed in one.feeds.values())
+        batches = self._data.batches(
+            self._fixed or max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
+        )
         filled = (padded(each, self._fixed) if self._fixed else each for each in batches)
         return [(each.feeds, each.count) for each in filled]
 
@@ -183,7 +188,9 @@ class _Outputs:
         if not names:  # onnxruntime would give all of them
             return {}
         label = "the network with one layer in another form"
-        session = open_session(expose(model, names), self._runtime, spinning=False, label=label)
+        if not {value.name for value in model.graph.output}.issuperset(names):
+            model = expose(model, names)  # a copy, which a large model has no room for
+        session = open_session(model, self._runtime, spinning=False, label=label)
         parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
         for feeds, count in self._feeds:
             filled = next(len(each) for each in feeds.values())
