@@ -153,13 +153,14 @@ class _Outputs:
 
     @cached_property
     def _feeds(self) -> list[tuple[Mapping[str, NDArray[Any]], int]]:
-        one = next(iter(self._data.batches(1)))
-        size = sum(feed.nbytes for feed in one.feeds.values())
-        batches = self._data.batches(
-            self._fixed or max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
-        )
+        batches = self._data.batches(self._fixed or self._together())
         filled = (padded(each, self._fixed) if self._fixed else each for each in batches)
         return [(each.feeds, each.count) for each in filled]
+
+    def _together(self) -> int:
+        one = next(iter(self._data.batches(1)))
+        size = sum(feed.nbytes for feed in one.feeds.values())
+        return max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
 
     @cached_property
     def _right(self) -> dict[str, NDArray[np.float64]]:

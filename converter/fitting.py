@@ -84,10 +84,8 @@ STRONG = 0.005
 PROBED = (4.0, 1.0, 0.25)
 """Effects that the probes of a layer have about, as multiples of its even share in such a plan."""
 PROBED_WEIGHTS = 0.5
-"""Share of a layer's weights that a probe has at most: strong budgets take smaller forms."""
-PROBED_ONCE = 2**24
-"""Layers of more weights have one probe, for the even share: all probes are held until the last layer is
-predicted."""
+"""Share of a layer's weights that a probe has at most: strong budgets take smaller forms, and all probes are
+held until the last layer is predicted."""
 NEAR = math.log(10)
 """A probe may lose less than such an effect by this logarithm: of forms that do, the cheapest is tried."""
 
@@ -332,8 +330,7 @@ class _Probing:
     def __init__(self, task: Task) -> None:
         self._geometry = task.geometry
         self._most = PROBED_WEIGHTS * task.weight.size
-        multiples = PROBED if task.weight.size <= PROBED_ONCE else (1.0,)
-        self._levels = [task.share * multiple for multiple in multiples]
+        self._levels = [task.share * multiple for multiple in PROBED]
         self._best: dict[float, tuple[tuple[bool, float], Form, Sketch]] = {}
 
     def offer(self, form: Form, sketch: Sketch) -> None:

@@ -88,9 +88,8 @@ def sketches_of_rank(
         For each of `ranks`.
     """
     tail = effects_of_rank(covariance, metric)
-    leading = cache(
-        partial(directions, covariance, metric)
-    )  # few of the sketches are ever looked at
+    # few of the sketches are ever looked at
+    leading = cache(partial(directions, covariance, metric))
 
     def solution(rank: int) -> Solution:
         up = leading()[:, :rank]

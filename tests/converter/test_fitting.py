@@ -259,15 +259,6 @@ def test_probes_are_the_cheapest_forms_of_about_some_effects(recorded: Recorded)
         assert best in macs
 
 
-def test_of_a_large_layer_one_form_is_held(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    probes = predict(recorded.task()).probes
-    monkeypatch.setattr(module, "PROBED_ONCE", ROWS * CHANNELS * 9 - 1)
-    (probe,) = predict(recorded.task()).probes
-    assert probe.form in [each.form for each in probes]
-
-
 def test_where_every_form_loses_more_the_one_that_loses_least_is_tried(recorded: Recorded) -> None:
     task = dataclasses.replace(recorded.task(), share=1e-8)
     (probe,) = predict(task).probes  # the same for all levels
