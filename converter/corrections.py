@@ -23,7 +23,7 @@ from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
 from converter.config import Runtime
 from converter.fitting import STRONG, Probe
-from converter.planner.choice import frontier
+from converter.planner.choice import Choice, frontier
 from converter.preparation import Prepared
 from converter.progress import Progress
 from converter.realisation import rewritten
@@ -33,7 +33,7 @@ from converter.sensitivity import NO_VARIANCE, output_sources
 from converter.work import key_of
 from passes.expose import expose
 
-__all__ = ["correct_effects"]
+__all__ = ["correct_effects", "strong_plan"]
 
 POINTS = 7
 """Plans among which one of about `STRONG` is looked for."""
@@ -77,14 +77,19 @@ def correct_effects(prepared: Prepared, runtime: Runtime, progress: Progress) ->
             advance(1)
 
 
+def strong_plan(candidates: Mapping[str, Sequence[Candidate]]) -> Choice | None:
+    """Give the plan whose effect is nearest to `STRONG`, of a few; None where no form has an effect."""
+    plans = [each for each in frontier(candidates, "macs", POINTS) if each.effect > 0]
+    return min(plans, key=lambda each: abs(math.log(each.effect / STRONG)), default=None)
+
+
 def _chosen(
     candidates: Mapping[str, Sequence[Candidate]], probes: Mapping[str, Sequence[Probe]]
 ) -> dict[str, Probe]:
     """Take each layer's probe whose effect is most like what the layer has in a plan of about `STRONG`."""
-    plans = [each for each in frontier(candidates, "macs", POINTS) if each.effect > 0]
-    if not plans:
+    plan = strong_plan(candidates)
+    if plan is None:
         return {}
-    plan = min(plans, key=lambda each: abs(math.log(each.effect / STRONG)))
     # of a layer that the plan keeps, what others usually have there
     usual = float(np.median([each.effect for each in plan.chosen.values() if each.effect > 0]))
     wanted = {name: each.effect or usual for name, each in plan.chosen.items()}

@@ -33,10 +33,11 @@ from converter.gradual import go_on_from_parts, shares_of
 from converter.model_file import external_files, load_model, model_digest, save_model
 from converter.outcome import Conversion, Drop
 from converter.output_file import check_output_path
-from converter.pace import begin
-from converter.preparation import Clock, Prepared, normalised_model
+from converter.pace import Paced, begin
+from converter.preparation import Clock, Prepared, Start, normalised_model
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
+from converter.quantization.families import suited_to_int8
 from converter.quantization.quantizing import (
     Quantized,
     quantize,
@@ -113,22 +114,29 @@ def convert(
         teacher = functools.cache(
             lambda: Teacher(load_model(model), lessons, recovery, target.runtime, progress)
         )
-    begin_from = functools.partial(
-        begin,
-        model,
-        data,
-        calibration=calibration,
-        solver=solver,
-        target=target,
-        timing=timing,
-        cache=cache,
-        progress=progress,
-        clock=clock,
-        executor=executor,
-        work=kept,
-    )
+
+    def begin_from(start: Start | None) -> tuple[Prepared, Paced | None]:
+        prepared, paced = begin(
+            model,
+            data,
+            calibration=calibration,
+            solver=solver,
+            target=target,
+            timing=timing,
+            cache=cache,
+            progress=progress,
+            clock=clock,
+            executor=executor,
+            work=kept,
+            start=start,
+        )
+        if paced is not None and quantization is not None and quantization.precision == "int8":
+            with clock.stage("time plans in int8"):
+                paced = suited_to_int8(prepared, paced, progress)
+        return prepared, paced
+
     prepared, paced, parts, on_the_way = go_on_from_parts(
-        lambda start: begin_from(start=start),
+        begin_from,
         budget,
         recovery,
         solver=solver,

@@ -5,10 +5,10 @@
 Each row is what a user would run: `twofold convert` on the calibration images, then `twofold validate`
 on the validation images, each in a program of its own, so that seconds and memory are its own too.
 `--recovered` runs the budgets with `--recover` instead, which learn from the 50,000 training images for up
-to an hour each. `--int8` takes what was made of some of them, or makes it first, quantizes it and the
-original alike, and compares the three. Rows are kept beside the page, docs/results.md, with the machine and
-the day; a run measures what is not there yet, `--fresh` all that it is asked for. `--out` writes another
-page, with rows of its own.
+to an hour each. `--int8` runs those that end in int8, and compares what comes of them with the original in
+float32 and in int8. Rows are kept beside the page, docs/results.md, with the machine and the day; a run
+measures what is not there yet, `--fresh` all that it is asked for. `--out` writes another page, with rows of
+its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ MEMORY_PROBE = (
 class Ask:
     """A budget as it is typed, the largest drop allowed there, in points, and the time to recover in.
 
-    `int8` are the speed-ups over int8 of the original that are asked for, at batch 1 and 32.
+    `int8`, of those that end in int8, are the speed-ups over int8 of the original that are asked for, at
+    batch 1 and 32.
     """
 
     options: tuple[str, ...]
@@ -112,8 +113,13 @@ TARGETS = (
             Ask(("--params", "4.9"), 0.0, "10m"),
             Ask(("--params", "4.9", "--mirrored"), 0.0, "11m"),
             Ask(("--params", "4.9", "--mirrored", "--gradual", "1"), 0.0, "11m"),
-            Ask(("--macs", "4"), 0.4, "10m", int8=(2.0, 2.5)),
-            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "50m", int8=(2.0, 2.5)),
+            Ask(("--macs", "4"), 0.4, "10m"),
+            Ask(("--params", "20", "--macs", "7", "--mirrored"), 0.1, "50m"),
+            Ask(("--macs", "4", "--int8", "--batch", "32"), 0.5, "10m", (2.0, 2.5)),
+            Ask(
+                ("--params", "20", "--macs", "7", "--mirrored", "--int8", "--batch", "32"),
+                *(0.5, "50m", (2.0, 2.5)),
+            ),
         ),
     ),
     Target(
@@ -126,6 +132,14 @@ TARGETS = (
         ),
     ),
 )
+
+ASKED = {
+    f"{target.name} {ask}": ask.recover is not None
+    for target in TARGETS
+    for ask in target.asks
+    if ask.int8 is None
+}
+"""Budgets of either table in float32, as rows are kept by: whether they recover."""
 
 
 def main(
@@ -140,7 +154,7 @@ def main(
     ),
     only: Annotated[list[str] | None, typer.Option(help="Names of models, as vgg16.")] = None,
     recovered: Annotated[bool, typer.Option(help="Run the budgets with --recover.")] = False,
-    int8: Annotated[bool, typer.Option(help="Quantize what was made, and the original.")] = False,
+    int8: Annotated[bool, typer.Option(help="Run the budgets with --int8.")] = False,
     budget: Annotated[
         list[str] | None, typer.Option(help="Budgets as they stand in the table, else all.")
     ] = None,
@@ -152,32 +166,26 @@ def main(
     store = out.with_suffix(".json")
     results = Results.read(store)
     run = Run(this_machine(), time.strftime("%Y-%m-%d"), remark)
-    asked = {
-        f"{target.name} {ask}": ask.recover is not None for target in TARGETS for ask in target.asks
-    }
 
     def write() -> None:
         results.write(store)
-        write_text_atomically(out, page(results, asked))
+        write_text_atomically(out, page(results, ASKED))
 
     for target, path in _models(shared, references, only):
         for ask in target.asks:
-            if (ask.int8 is None) if int8 else ((ask.recover is not None) != recovered):
-                continue
-            if budget and str(ask) not in budget:
-                continue
             key = f"{target.name} {ask}"
-            in_int8 = int8 and (fresh or key not in results.int8)
-            gone = in_int8 and not made_by(path, ask, work)[0].exists()
-            missing = gone or key not in results.rows
-            if missing or (fresh and not int8):
-                print(f"== {key}", flush=True)
-                results.rows[key] = _measure(target, path, ask, shared, work, run)
-                write()
-            if in_int8:
-                print(f"== {key} --int8", flush=True)
+            if (ask.int8 is not None) != int8 or (budget and str(ask) not in budget):
+                continue
+            if not int8 and (ask.recover is not None) != recovered:
+                continue
+            if not fresh and (key in results.rows or key in results.int8):
+                continue
+            print(f"== {key}", flush=True)
+            if int8:
                 results.int8[key] = _measure_int8(target, path, ask, shared, work, run)
-                write()
+            else:
+                results.rows[key] = _measure(target, path, ask, shared, work, run)
+            write()
     write()
     print(f"wrote {out}")
 
@@ -212,7 +220,18 @@ def made_by(model: Path, ask: Ask, work: Path) -> tuple[Path, Path, Path]:
     return small, report, comparison
 
 
-def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run) -> Row:
+@dataclass(frozen=True)
+class _Made:
+    """A conversion: its files, the seconds that it took, and its peak resident memory."""
+
+    model: Path
+    report: dict[str, Any]
+    comparison: Path
+    seconds: float
+    memory_mib: float
+
+
+def _convert(target: Target, model: Path, ask: Ask, shared: Path, work: Path) -> _Made:
     small, report, comparison = made_by(model, ask, work)
     data = shared / "data" / "cifar10"
     recovery: list[str] = []
@@ -225,12 +244,24 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, ru
         probe=work / "memory",
     )  # fmt: skip
     seconds = time.monotonic() - started
+    return _Made(small, json.loads(report.read_text()), comparison, seconds, memory)
+
+
+def _validate(
+    target: Target, first: Path, second: Path, shared: Path, work: Path, out: Path
+) -> dict[str, Any]:
     run_twofold(
-        "validate", str(model), str(small), "--data", str(data / "val"), "--json", str(comparison),
-        *target.preparation, probe=work / "memory",
+        "validate", str(first), str(second), "--data", str(shared / "data" / "cifar10" / "val"),
+        "--json", str(out), *target.preparation, probe=work / "memory",
     )  # fmt: skip
-    converted = json.loads(report.read_text())
-    compared = json.loads(comparison.read_text())
+    compared: dict[str, Any] = json.loads(out.read_text())
+    return compared
+
+
+def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run) -> Row:
+    made = _convert(target, model, ask, shared, work)
+    compared = _validate(target, model, made.model, shared, work, made.comparison)
+    converted = made.report
     timing = {entry["batch"]: entry for entry in compared["latencies"]}
     return Row(
         model=target.name,
@@ -249,38 +280,28 @@ def _measure(target: Target, model: Path, ask: Ask, shared: Path, work: Path, ru
         at_pace=None
         if converted["latency"]["pace"] is None
         else converted["latency"]["off_at_pace"],
-        seconds=seconds,
-        memory_mib=memory,
+        seconds=made.seconds,
+        memory_mib=made.memory_mib,
     )
 
 
 def _measure_int8(
     target: Target, model: Path, ask: Ask, shared: Path, work: Path, run: Run
 ) -> Int8Row:
-    """Quantize original and conversion alike, at batch 32, and compare the latter with both."""
+    """Convert, recover and quantize in one go, and compare with the original in float32 and in int8."""
     assert ask.int8 is not None, "asked for where it is called"
-    data = shared / "data" / "cifar10"
-    converted = made_by(model, ask, work)[0]
-    small, large = (work / f"{each.stem}-int8.onnx" for each in (converted, model))
-    seconds = 0.0
-    for source, out in ((model, large), (converted, small)):
-        if out == large and large.exists() and large.with_suffix(".json").exists():
-            continue  # of a row before
-        started = time.monotonic()
-        run_twofold(
-            "quantize", str(model), str(source), "--calib", str(data / "calib"), "--out", str(out), "--int8",
-            "--batch", "32", "--json", str(out.with_suffix(".json")), *target.preparation,
-            probe=work / "memory",
-        )  # fmt: skip
-        seconds = time.monotonic() - started
-    compared = []
-    for first in (model, large):
-        comparison = work / f"{small.stem}-against-{first.stem}.json"
-        run_twofold(
-            "validate", str(first), str(small), "--data", str(data / "val"), "--json", str(comparison),
-            *target.preparation, probe=work / "memory",
-        )  # fmt: skip
-        compared.append(json.loads(comparison.read_text()))
+    made = _convert(target, model, ask, shared, work)
+    large = work / f"{model.stem}-int8.onnx"
+    run_twofold(
+        "quantize", str(model), str(model), "--calib", str(shared / "data" / "cifar10" / "calib"),
+        "--out", str(large), "--int8", "--batch", "32", "--json", str(large.with_suffix(".json")),
+        *target.preparation, probe=work / "memory",
+    )  # fmt: skip
+    beside = made.comparison.with_stem(f"{made.comparison.stem}-int8")
+    compared = [
+        _validate(target, first, made.model, shared, work, out)
+        for first, out in ((model, made.comparison), (large, beside))
+    ]
     accuracies = [each["accuracy"] for each in compared]
     speeds = [(_speed(each["latencies"][0]), _speed(each["latencies"][1])) for each in compared]
     return Int8Row(
@@ -295,17 +316,16 @@ def _measure_int8(
         over_int8=speeds[1],
         asked=ask.int8,
         file=compared[1]["bytes_reduction"],
-        settings="; ".join(
-            f"{name}: {_how(out.with_suffix('.json'))}"
-            for name, out in (("original", large), ("converted", small))
+        settings=(
+            f"original: {_how(json.loads(large.with_suffix('.json').read_text()))}; "
+            f"converted: {_how(made.report['quantization'])}"
         ),
-        seconds=seconds,
+        seconds=made.seconds,
     )
 
 
-def _how(report: Path) -> str:
-    """Say in a few words in what form `twofold quantize` wrote a model."""
-    said = json.loads(report.read_text())
+def _how(said: dict[str, Any]) -> str:
+    """Say in a few words in what form a model was written."""
     if not said["shipped"]:
         return "float, which is faster"
     left = sum(len(each["layers"]) for each in said["left"])

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from converter.latency import Speedup
+from converter.preparation import Prepared
 from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
 from tests.converter.model_files import conv_model, make_external
+from tests.converter.two_layers import prepared_in
 
 NET = """
     <ir_version: 8, opset_import: ["": 17]>
@@ -33,6 +35,12 @@ def net(tmp_path: Path) -> Path:
     path = tmp_path / "net.onnx"
     onnx.save(onnx.parser.parse_model(NET), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Two Convs, ready to be planned; nobody changes them."""
+    return prepared_in(tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture

@@ -8,85 +8,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 
 from converter import pace as module
-from converter.calibration.opening import open_calibration_set
-from converter.config import Budget, CalibrationSettings, Runtime, SolverSettings, Target
+from converter.config import Budget, Runtime, Target
 from converter.errors import ConfigError
 from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing
-from converter.model_file import save_model
 from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
 from converter.planner.choice import Choice, frontier
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds.model import LatencyModel
-from converter.preparation import Clock, Prepared, prepare
+from converter.preparation import Prepared
 from converter.progress import SILENT
 from converter.realisation import rewritten
-from converter.runtime import model_inputs
 from converter.schemes import KEEP, Candidate, Form
 from passes.split import Branches
-
-FIRST, SECOND = "first", "second"
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    random = np.random.default_rng(0)
-    model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 17]> two (float[n, 8, 8, 8] x) => (float[n, 12, 8, 8] y)'
-        "<float[16, 8, 3, 3] a, float[12, 16, 3, 3] b> {"
-        "  h = Conv <pads=[1,1,1,1]> (x, a)  r = Relu(h)  y = Conv <pads=[1,1,1,1]> (r, b) }"
-    )
-    for node, name in ((0, FIRST), (2, SECOND)):
-        model.graph.node[node].name = name
-    del model.graph.initializer[:]
-    for name, shape in (("a", (16, 8, 3, 3)), ("b", (12, 16, 3, 3))):
-        weight = random.standard_normal(shape).astype(np.float32) / 10
-        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
-    path = tmp_path_factory.mktemp("pace") / "two.onnx"
-    save_model(model, path)
-    images: NDArray[np.float32] = random.standard_normal((16, 8, 8, 8)).astype(np.float32)
-    data = open_calibration_set(_Reader(images), model_inputs(model), None)  # type: ignore[arg-type]
-    return prepare(
-        path,
-        data,
-        calibration=CalibrationSettings(patches=256),
-        solver=SolverSettings(),
-        runtime=Runtime(threads=1),
-        progress=SILENT,
-        clock=Clock(),
-    )
-
-
-class _Reader:
-    """A calibration data reader over one array, one image at a time."""
-
-    def __init__(self, images: NDArray[np.float32]) -> None:
-        self._images = images
-        self.rewind()
-
-    def rewind(self) -> None:
-        self._rows = iter(self._images)
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        row = next(self._rows, None)
-        return None if row is None else {"x": row[None]}
-
-
-def paced(prepared: Prepared, ms_per_mac: float, rest_ms: float = 0.0) -> Paced:
-    """Candidates whose milliseconds are their MACs, times a factor."""
-    candidates = {
-        name: tuple(dataclasses.replace(one, ms=one.macs * ms_per_mac) for one in each)
-        for name, each in prepared.candidates.items()
-    }
-    curves = {
-        name: {KEEP.family: (np.array([each[0].macs]), np.array([each[0].ms]))}
-        for name, each in candidates.items()
-    }
-    model = LatencyModel(rest_ms, curves, ())
-    return Paced(Target(Runtime(threads=1)), {}, model, candidates)
+from tests.converter.two_layers import FIRST, SECOND, paced
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, ratios: list[float]) -> list[int]:
@@ -147,6 +84,22 @@ def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
     choice = plan(prepared, timed, Budget(speedup=2))
     assert len(asked) == 2
     assert timed.added_up(choice.chosen) < 2
+
+
+def test_a_single_reading_that_is_far_off_decides_nothing(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    factors = iter([0.9, 1.3, 0.9, 0.9, 0.9])  # of what layers add up to
+
+    def tried(_prepared: object, timed: Paced, plans: dict[str, Choice]) -> dict[str, float]:
+        return {"plan": next(factors) * timed.added_up(plans["plan"].chosen)}
+
+    monkeypatch.setattr(module, "_tried", tried)
+    choice = plan(prepared, timed, Budget(speedup=2))
+    assert (
+        2 <= 0.9 * timed.added_up(choice.chosen) < 2 * 1.2
+    )  # forms are few, and steps between them large
 
 
 # Budgets that are not in time -------------------------------------------------------------------------

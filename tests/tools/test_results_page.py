@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tools.reference import ROOT, TARGETS
+from tools.reference import ASKED, ROOT
 from tools.results_page import Int8Row, Results, Row, Run, page, this_machine
 
 RUN = Run("A machine, 2 cores", "2026-11-27")
-ASKED = {
-    f"{target.name} {ask}": ask.recover is not None for target in TARGETS for ask in target.asks
-}
 
 
 def of_rows(*rows: Row, int8: tuple[Int8Row, ...] = ()) -> str:

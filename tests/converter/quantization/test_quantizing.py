@@ -357,6 +357,20 @@ def test_a_conversion_ends_with_the_quantized_model(
     assert conversion.quantization["before"]["error"] > 0
 
 
+@pytest.mark.parametrize("timing", [True, False])
+def test_plans_are_timed_in_integers_where_anything_is_timed(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timing: bool
+) -> None:
+    def suited(_prepared: Any, paced: Any, _progress: Any) -> Any:
+        return replace(paced, model=replace(paced.model, notes=("left out",)))
+
+    monkeypatch.setattr("converter.pipeline.suited_to_int8", suited)
+    conversion = convert(files, tmp_path / "out.onnx", timing=timing, cache=tmp_path / "cache")
+    assert ("left out" in conversion.notes) == timing
+    stages = [stage.name for stage in conversion.stages]
+    assert ("time plans in int8" in stages) == timing
+
+
 def test_what_cannot_be_quantized_is_refused_before_anything_is_converted(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
