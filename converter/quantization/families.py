@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import onnx
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 
 from converter.corrections import strong_plan
 from converter.errors import ConfigError, ModelError
 from converter.fitting import branches_of_form
-from converter.pace import LEAST_EFFECT, TRIAL_ROUNDS, TRIAL_SECONDS, Paced, time_against
+from converter.latency import OPENINGS, measure_latency, speedup
+from converter.pace import LEAST_EFFECT, TRIAL_ROUNDS, TRIAL_SECONDS, Paced
 from converter.planner.choice import Choice, Limit, choose
 from converter.preparation import Prepared
 from converter.progress import Progress
@@ -39,6 +41,8 @@ Families: TypeAlias = tuple[str, ...]
 
 DOUBTFUL: tuple[Families, ...] = (("depthwise ×2",), ("depthwise", "depthwise ×2"))
 """What plans may have to do without: several filters to a channel, or any filters of single channels."""
+TYPES = ("u8 × s8", "s8 × s8")
+"""Activations × weights that plans are timed in: the product of x86, and that of other processors."""
 CLEARLY = 1.02
 """By how many times a plan without them must be worth more: two readings of one plan differ by so much."""
 _LARGEST = np.float32(4.0)
@@ -72,20 +76,19 @@ def suited_to_int8(prepared: Prepared, paced: Paced, progress: Progress) -> Pace
     if len(plans) < 2:
         return paced
     with progress.stage("time plans in int8", 1) as advance:
-        speeds = _speeds(prepared, paced, plans)
+        times = _times(prepared, paced, plans)
         advance(1)
 
     def worth(left_out: Families) -> float:
-        return speeds[left_out] / math.sqrt(max(plans[left_out].effect, LEAST_EFFECT))
+        return 1 / (times[left_out] * math.sqrt(max(plans[left_out].effect, LEAST_EFFECT)))
 
     best = max(plans, key=worth)
     if worth(best) < CLEARLY * worth(()):
         return paced
     off = math.sqrt(plans[best].effect / plans[()].effect)
     note = (
-        f"plans do without {' and '.join(best)}: in int8 at batch {paced.target.batch} a plan with them was "
-        f"{speeds[()]:.2f} times as fast as the original in float, one without {speeds[best]:.2f} times, at "
-        f"{off:.2f} times the error"
+        f"plans do without {' and '.join(best)}: in int8 at batch {paced.target.batch} one with them took "
+        f"{times[()] / times[best]:.2f} times as long as one without, for {1 / off:.2f} times the error"
     )
     model = dataclasses.replace(paced.model, notes=(*paced.model.notes, note))
     return dataclasses.replace(paced, model=model, candidates=_without(paced.candidates, best))
@@ -118,11 +121,12 @@ def _without(
     }
 
 
-def _speeds(
+def _times(
     prepared: Prepared, paced: Paced, plans: Mapping[Families, Choice]
 ) -> dict[Families, float]:
-    """Time the plans in int8, in the types that are fastest for each; how many times as fast as in float."""
-    models = {}
+    """Time the plans in int8, each in the types that are fastest for it, relative to the first one."""
+    models: dict[str, onnx.ModelProto] = {}
+    whose: dict[str, Families] = {}
     refusal: ModelError | None = None
     for families, plan in plans.items():
         branches = {
@@ -133,20 +137,26 @@ def _speeds(
         ready = ready_for_int8(rewritten(prepared, branches), prepared.path)
         tensors = dict.fromkeys(quantizable_tensors(ready), (-_LARGEST, _LARGEST))
         ranges = TensorsData(CalibrationMethod.MinMax, tensors)
-        for types in ARITHMETICS:
-            if types.reduced:  # takes the time of the same types with all bits
-                continue
+        for types in (each for each in ARITHMETICS if each.name in TYPES):
+            name = f"without {' and '.join(families) or 'nothing'}, {types.name}"
             try:
-                models[families, types.name] = in_int8(ready, ranges, types)
+                models[name] = in_int8(ready, ranges, types)
+                whose[name] = families
             except ModelError as error:
                 refusal = error
     if not models:
         assert refusal is not None, "each of the types was tried"
         raise refusal
-    named = {str(key): model for key, model in models.items()}
-    read = time_against(prepared.original, named, paced, TRIAL_SECONDS, TRIAL_ROUNDS)[1]
-    speeds = dict.fromkeys(plans, 0.0)
-    for families, types_name in models:
-        found = read[str((families, types_name))].ratio
-        speeds[families] = max(speeds[families], found)
-    return speeds
+    timings = measure_latency(
+        models,
+        paced.feeds,
+        paced.target.runtime,
+        seconds=TRIAL_SECONDS,
+        rounds=TRIAL_ROUNDS,
+        openings=OPENINGS,
+    )
+    first = next(iter(timings.values()))
+    times = dict.fromkeys(plans, math.inf)
+    for name, families in whose.items():
+        times[families] = min(times[families], 1 / speedup(first, timings[name]).ratio)
+    return times

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from collections.abc import Mapping
 
 import onnx
 import pytest
 
-from converter.latency import Speedup
+from converter.latency import Timing
 from converter.pace import Paced
 from converter.preparation import Prepared
 from converter.progress import SILENT
@@ -37,19 +36,22 @@ def preferring(timed: Paced, *families: str, by: float) -> Paced:
 
 
 def clock(
-    monkeypatch: pytest.MonkeyPatch, speeds: Mapping[tuple[str, ...], float]
+    monkeypatch: pytest.MonkeyPatch, milliseconds: Mapping[tuple[str, ...], float]
 ) -> dict[str, onnx.ModelProto]:
-    """Give made-up speed-ups by what a plan does without; the models that were timed."""
+    """Give made-up times by what a plan does without; the models that were timed."""
     seen: dict[str, onnx.ModelProto] = {}
 
-    def time_against(
-        _original: object, models: dict[str, onnx.ModelProto], *_: object
-    ) -> tuple[None, dict[str, Speedup]]:
+    def measure(models: Mapping[str, onnx.ModelProto], *_: object, **__: object) -> object:
         seen.update(models)
-        found = {name: speeds[ast.literal_eval(name)[0]] for name in models}
-        return None, {name: Speedup(ratio, ratio, ratio) for name, ratio in found.items()}
+        found = {}
+        for name in models:
+            left_out, _, types = name.removeprefix("without ").partition(", ")
+            ms = milliseconds[() if left_out == "nothing" else tuple(left_out.split(" and "))]
+            ms *= 1.0 if types == "u8 × s8" else 1.5  # the faster types count
+            found[name] = Timing(ms, ms, ms, 1, (ms,) * 12, 1, "cpu", 1, True, True)
+        return found
 
-    monkeypatch.setattr(module, "time_against", time_against)
+    monkeypatch.setattr(module, "measure_latency", measure)
     return seen
 
 
@@ -57,20 +59,17 @@ def test_families_that_int8_slows_down_are_left_out_and_named(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = preferring(paced(prepared, 1e-6), ONE, SEVERAL, by=1.2)
-    clock(monkeypatch, {(): 2.0, (SEVERAL,): 2.1, (ONE, SEVERAL): 5.0})
+    clock(monkeypatch, {(): 5, (SEVERAL,): 4.8, (ONE, SEVERAL): 2})
     found = suited_to_int8(prepared, timed, SILENT)
     assert {ONE, SEVERAL} <= forms_of(timed)
     assert forms_of(found) == forms_of(timed) - {ONE, SEVERAL}
     assert "plans do without depthwise and depthwise ×2: in int8 at batch 1" in found.model.notes[0]
-    assert (
-        "2.00 times as fast as the original in float, one without 5.00 times"
-        in (found.model.notes[0])
-    )
+    assert "one with them took 2.50 times as long as one without" in found.model.notes[0]
 
 
 def test_several_filters_may_go_alone(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = preferring(paced(prepared, 1e-6), SEVERAL, by=4.0)
-    clock(monkeypatch, {(): 1.0, (SEVERAL,): 9.0, (ONE, SEVERAL): 9.0})
+    clock(monkeypatch, {(): 9, (SEVERAL,): 1, (ONE, SEVERAL): 1})
     found = suited_to_int8(prepared, timed, SILENT)
     assert forms_of(found) == forms_of(timed) - {SEVERAL}
 
@@ -79,7 +78,7 @@ def test_speed_that_is_not_worth_its_error_changes_nothing(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = preferring(paced(prepared, 1e-6), ONE, SEVERAL, by=100.0)
-    clock(monkeypatch, {(): 2.0, (SEVERAL,): 2.0, (ONE, SEVERAL): 4.0})
+    clock(monkeypatch, {(): 5, (SEVERAL,): 5, (ONE, SEVERAL): 2.5})
     assert suited_to_int8(prepared, timed, SILENT) is timed
 
 
@@ -87,11 +86,11 @@ def test_plans_are_timed_in_integers_and_at_no_more_multiply_accumulates(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = preferring(paced(prepared, 1e-6), ONE, SEVERAL, by=1.2)
-    seen = clock(monkeypatch, {(): 2.0, (SEVERAL,): 2.0, (ONE, SEVERAL): 2.0})
+    seen = clock(monkeypatch, {(): 5, (SEVERAL,): 5, (ONE, SEVERAL): 5})
     suited_to_int8(prepared, timed, SILENT)
     plans = module._plans(timed.candidates)
     assert len(plans) >= 2
-    assert len(seen) == 3 * len(plans), "in three pairs of types"
+    assert len(seen) == 2 * len(plans), "in two pairs of types"
     for model in seen.values():
         assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         assert not any(node.op_type == "QuantizeLinear" for node in prepared.original.graph.node)
