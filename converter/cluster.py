@@ -50,9 +50,10 @@ from converter.calibration.moments import Moments
 from converter.calibration.record import Recorder
 from converter.calibration.sets import Batch, CalibrationSet
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
-from converter.fitting import UNSEEN_EVERY, UNSEEN_PATCHES, Prediction, Task, predict
+from converter.fitting import UNSEEN_EVERY
 from converter.model_file import EXTERNAL_ABOVE
 from converter.place import Asked, Place
+from converter.prediction import UNSEEN_PATCHES, Prediction, Task, predict
 from converter.progress import Advance
 from converter.runtime import weight_bytes
 from passes.layers import Layer

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
 from converter.config import Runtime
-from converter.fitting import STRONG, Probe
 from converter.planner.choice import Choice, frontier
+from converter.prediction import STRONG, Probe
 from converter.preparation import Prepared
 from converter.progress import Progress
 from converter.realisation import rewritten

@@ -23,11 +23,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from converter.branches import branches_of_form
 from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, CalibrationSettings, SolverSettings, Target
 from converter.corrections import correct_effects
 from converter.errors import ConfigError
-from converter.fitting import branches_of_form
 from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency, speedup
 from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose

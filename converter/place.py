@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from converter.calibration.gather import Inputs, Sample
 from converter.calibration.record import Recorder
 from converter.config import SolverSettings
-from converter.fitting import Prediction, Task, predict, task_of, wants_patches
+from converter.prediction import Prediction, Task, predict, task_of, wants_patches
 from converter.progress import Advance
 from converter.schemes import Geometry
 from converter.work import Work, key_of

@@ -22,11 +22,12 @@ from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ConfigError, ModelError
-from converter.fitting import STRONG, Probe, geometry_of
+from converter.geometry import geometry_of
 from converter.model_file import load_model, model_digest
 from converter.outcome import Stage
 from converter.place import Asked, Here, Place
 from converter.planner.cost import ModelCost, count_cost, tensor_shapes
+from converter.prediction import STRONG, Probe
 from converter.progress import Progress
 from converter.runtime import model_inputs
 from converter.schemes import Candidate, Geometry

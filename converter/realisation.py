@@ -9,8 +9,9 @@ from typing import Any
 
 import onnx
 
+from converter.branches import branches_of
 from converter.config import SolverSettings
-from converter.fitting import UNSEEN_EVERY, branches_of, fit
+from converter.fitting import UNSEEN_EVERY, fit
 from converter.outcome import LayerOutcome
 from converter.planner.cost import ModelCost
 from converter.preparation import Prepared

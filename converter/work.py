@@ -31,7 +31,7 @@ from converter.solver.solution import Iteration, Solution
 from passes.split import Branches, Factor
 
 if TYPE_CHECKING:
-    from converter.fitting import Prediction
+    from converter.prediction import Prediction
     from converter.sensitivity import OutputMetrics
 
 __all__ = ["Work", "key_of"]
@@ -212,7 +212,7 @@ def _rows(candidates: Sequence[Candidate]) -> list[tuple[Any, ...]]:
 
 
 def _prediction(about: About, arrays: Arrays) -> Prediction:
-    from converter.fitting import Prediction, Probe
+    from converter.prediction import Prediction, Probe
 
     probes = []
     for number, probe in enumerate(about["probes"]):

@@ -29,12 +29,14 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
+from converter.branches import branches_of
 from converter.calibration.gather import Inputs, Sample
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
 from converter.config import CalibrationSettings, Runtime, preprocessing_from_options
 from converter.errors import ConfigError
-from converter.fitting import branches_of, geometry_of, problem_of
+from converter.fitting import problem_of
+from converter.geometry import geometry_of
 from converter.model_file import load_model
 from converter.output_file import write_text_atomically
 from converter.preparation import normalised

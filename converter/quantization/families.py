@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 
+from converter.branches import branches_of_form
 from converter.corrections import strong_plan
 from converter.errors import ConfigError, ModelError
-from converter.fitting import branches_of_form
 from converter.latency import OPENINGS, measure_latency, speedup
 from converter.pace import LEAST_EFFECT, TRIAL_ROUNDS, TRIAL_SECONDS, Paced
 from converter.planner.choice import Choice, Limit, choose

@@ -16,6 +16,7 @@ from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
 from tests.converter.model_files import conv_model, make_external
+from tests.converter.recorded_layer import Recorded, recorded_in
 from tests.converter.two_layers import prepared_in
 
 NET = """
@@ -41,6 +42,12 @@ def net(tmp_path: Path) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Two Convs, ready to be planned; nobody changes them."""
     return prepared_in(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """One Conv and everything that was recorded of it; nobody changes it."""
+    return recorded_in(tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture

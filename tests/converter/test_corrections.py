@@ -17,8 +17,8 @@ from converter import corrections as module
 from converter.calibration.opening import open_calibration_set
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
 from converter.corrections import correct_effects
-from converter.fitting import Probe
 from converter.model_file import save_model
+from converter.prediction import Probe
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT
 from converter.realisation import rewritten

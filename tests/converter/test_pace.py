@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from converter import pace as module
+from converter.branches import branches_of_form
 from converter.config import Budget, Runtime, Target
 from converter.errors import ConfigError
-from converter.fitting import branches_of_form
 from converter.latency import Speedup, Timing
 from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
 from converter.planner.choice import Choice, frontier

@@ -14,8 +14,9 @@ from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
 from converter.calibration.sets import DataReader
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings
-from converter.fitting import Prediction, geometry_of
+from converter.geometry import geometry_of
 from converter.place import WAITING, Asked, Here
+from converter.prediction import Prediction
 from converter.progress import SILENT
 from converter.runtime import model_inputs
 from converter.work import key_of

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from converter import work as module
 from converter.errors import ConfigError
-from converter.fitting import Prediction, Probe
+from converter.prediction import Prediction, Probe
 from converter.schemes import KEEP, Candidate, Form
 from converter.sensitivity import OutputMetrics
 from converter.solver.solution import Iteration, Solution

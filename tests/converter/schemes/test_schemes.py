@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter.fitting import branches_of_form, geometry_of, weight_of
+from converter.branches import branches_of_form
+from converter.geometry import geometry_of, weight_of
 from converter.planner.cost import ModelCost, count_cost, tensor_shapes
 from converter.schemes import KEEP, SCHEMES, Form, Geometry, cost_of, families_of
 from converter.schemes.base import LONG_PATCH
