@@ -45,7 +45,8 @@ from converter.preparation import normalised
 from converter.runtime import model_inputs, open_session
 from models import settle_norms
 from passes.layers import find_layers
-from tools.architectures import ARCHITECTURES, Architecture, Lambda
+from tools.architectures import ARCHITECTURES, Architecture
+from tools.architectures.blocks import Lambda
 from tools.exact import in_rotation, split_all
 from tools.reliability import load_figures, machine_line, save_figures, write_section
 
