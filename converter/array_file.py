@@ -58,8 +58,8 @@ def save_arrays(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArr
             f"{path} would have {size} bytes, more than the {MOST_BYTES} that are kept"
         )
     buffer = io.BytesIO()
-    named = {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays}
-    np.savez(buffer, **named)  # type: ignore[arg-type]  # names are free
+    named: dict[str, Any] = {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays}
+    np.savez(buffer, **named)
     write_bytes_atomically(path, buffer.getvalue())
 
 

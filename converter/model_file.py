@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import onnx
-from google.protobuf.message import (  # type: ignore[import-untyped]  # its stubs are a package apart
-    DecodeError,
-    EncodeError,
-    Message,
-)
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 from converter.errors import ModelError
 from converter.external_data import external_locations, load_external_data

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator
 
 import onnx
-from google.protobuf.message import (  # type: ignore[import-untyped]  # its stubs are a package apart
-    Message,
-)
+from google.protobuf.message import Message
 
 __all__ = ["expected_bytes", "raw_bytes", "tensors"]
 

@@ -407,7 +407,8 @@ def _converted(
     sizes: Sequence[int],
 ) -> None:
     calib, out = folder / "calib.npz", folder / "small.onnx"
-    np.savez(calib, **(feeds or {"none": np.zeros(1, np.float32)}))  # type: ignore[arg-type]
+    stored: dict[str, Any] = feeds or {"none": np.zeros(1, np.float32)}
+    np.savez(calib, **stored)
     conversion = _at_a_budget(path, calib, out)
     row.macs = conversion.macs_reduction
     row.converted = sum(layer.scheme != "kept" for layer in conversion.layers)

@@ -42,9 +42,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
         command(**values)
 
-    # what typer reads
-    spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # not declared of functions
-    spread.__annotations__ = {each.name: each.annotation for each in parameters}
+    _show(spread, parameters)
     return spread
 
 
@@ -59,14 +57,18 @@ def extending(base: Callable[..., None]) -> Callable[[Callable[..., None]], Call
         def spread(**values: Any) -> None:
             command(asked={name: values.pop(name) for name in taken}, **values)
 
-        parameters = [*taken.values(), *own]
-        spread.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # likewise
-        spread.__annotations__ = {each.name: each.annotation for each in parameters}
+        _show(spread, [*taken.values(), *own])
         return spread
 
     return extended
 
 
+def _show(command: Any, parameters: list[Parameter]) -> None:
+    """Let typer read these parameters."""
+    command.__signature__ = Signature(parameters)
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
 def group(kind: type[_T], values: dict[str, Any]) -> _T:
     """Make a group of options of those that a command was given."""
-    return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]  # of many types
+    return kind(**{name: values[name] for name in signature(kind).parameters})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from converter.config.require import require
 from converter.errors import ConfigError
@@ -85,11 +85,11 @@ class Preprocessing:
             f"std {self.std} has a value that is not above 0; correct it",
         )
 
-    def replace(self, **changes: object) -> Preprocessing:
+    def replace(self, **changes: Any) -> Preprocessing:
         """Return a copy with some settings changed, validated again; a `resize` is what it says."""
         if "resize" in changes:
             changes.setdefault("in_proportion", False)
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # validated by __post_init__
+        return dataclasses.replace(self, **changes)
 
 
 PRESETS: dict[str, Preprocessing] = {

@@ -4,9 +4,9 @@ The room is not called `quantize`, since that is the function of the package: `c
 """
 
 import sys
+from importlib import import_module
 
 # onnxruntime.quantization puts a folder with a package `models` on the path, which would shadow anyone's own
 _path = list(sys.path)
-import onnxruntime.quantization  # noqa: E402, F401
-
+import_module("onnxruntime.quantization")
 sys.path[:] = _path

@@ -103,13 +103,13 @@ def test_a_budget_in_time_is_met_as_measured(
         if readings[len(attempts)] is None:
             raise ConfigError("out of reach")
 
-    def attempted(*_: object, trade: bool) -> Attempt:
+    def attempted(_prepared: Any, _paced: Any, choice: Any, *_: Any, trade: bool) -> Attempt:
         assert trade == (not budget.timed)
         ratio = readings[len(attempts)]
         assert ratio is not None
         latency = Latency("cpu", 1, 1, 2.0, 2.0 / ratio, ratio, ratio - 0.01, ratio + 0.01, 1.0)
         cost = prepared.cost
-        attempts.append(Attempt(prepared.original, cost, 1, (), (), latency, (), None))  # type: ignore[arg-type]
+        attempts.append(Attempt(prepared.original, cost, 1, (), (), latency, (), choice))
         return attempts[-1]
 
     monkeypatch.setattr(module, "plan", planned)
@@ -151,15 +151,8 @@ def test_layers_that_do_not_pay_are_put_back(
         name: (dataclasses.replace(each[0], ms=before[name]), *each[1:])
         for name, each in prepared.candidates.items()
     }
-    done = attempt(
-        prepared,
-        SimpleNamespace(candidates=candidates),  # type: ignore[arg-type]  # all that is looked into
-        choice,
-        SOLVER,
-        SILENT,
-        Clock(),
-        trade=False,
-    )
+    paced: Any = SimpleNamespace(candidates=candidates)  # all that is looked into
+    done = attempt(prepared, paced, choice, SOLVER, SILENT, Clock(), trade=False)
     assert done.replaced == len(kept)
     assert done.latency is LATENCY
     by_name = {layer.name: layer for layer in done.layers}

@@ -30,7 +30,7 @@ from converter.progress import SILENT
 from converter.runtime import model_inputs
 
 distributed = pytest.importorskip("distributed", reason="distributed (twofold[dask]) is missing")
-cloudpickle = pytest.importorskip("cloudpickle")
+cloudpickle = pytest.importorskip("cloudpickle", reason="cloudpickle (twofold[dask]) is missing")
 
 IMAGES = 44
 SIDE = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,9 +47,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "original.onnx", tmp_path / "images.npy"
 
 
-def convert(files: tuple[Path, Path], name: str, **changes: object) -> converter.Conversion:
+def convert(files: tuple[Path, Path], name: str, **changes: Any) -> converter.Conversion:
     model, images = files
-    given: dict[str, object] = {
+    given: dict[str, Any] = {
         "epochs": 18,
         "batch": 16,
         "rate": 0.01,
@@ -62,7 +63,7 @@ def convert(files: tuple[Path, Path], name: str, **changes: object) -> converter
         Budget(macs=4),
         calibration=converter.CalibrationSettings(patches=512, batch=16),
         timing=False,
-        recovery=RecoverySettings(**given),  # type: ignore[arg-type]
+        recovery=RecoverySettings(**given),
     )
 
 

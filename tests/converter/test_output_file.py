@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert "Permission denied" in output_refused(tmp_path / "out.onnx")
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody can write to")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where nobody can write")
 def test_a_folder_that_not_even_root_can_write_to_is_refused() -> None:
     assert re.search(r"cannot be written \(.+\)", output_refused(Path("/proc/self/out.onnx")))
 

@@ -114,11 +114,13 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
         monkeypatch.setattr(module, "plan", plan)
         monkeypatch.setattr(module, "attempt", attempt)
         monkeypatch.setattr(module, "measure_drop", measure)
+        stand_ins: list[Any] = [Stub(), object(), Images()]
+        prepared, paced, images = stand_ins
         return search(
-            Stub(),  # type: ignore[arg-type]  # a stand-in
-            object(),  # type: ignore[arg-type]  # a stand-in
+            prepared,
+            paced,
             Tolerance(max_drop, Evaluation()),
-            Images(),  # type: ignore[arg-type]  # a stand-in
+            images,
             SolverSettings(),
             Target(),
             batch=8,

@@ -11,7 +11,7 @@ import onnx.parser
 from numpy.typing import NDArray
 
 from converter.calibration.opening import open_calibration_set
-from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
+from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings, Target
 from converter.model_file import save_model
 from converter.pace import Paced
 from converter.planner.milliseconds.model import LatencyModel
@@ -42,7 +42,7 @@ def prepared_in(folder: Path) -> Prepared:
     path = folder / "two.onnx"
     save_model(model, path)
     images: NDArray[np.float32] = random.standard_normal((16, 8, 8, 8)).astype(np.float32)
-    data = open_calibration_set(_Reader(images), model_inputs(model), None)  # type: ignore[arg-type]
+    data = open_calibration_set(_Reader(images), model_inputs(model), Preprocessing())
     return prepare(
         path,
         data,

@@ -395,7 +395,6 @@ def test_output_that_cannot_be_written(fails: Run, out: str) -> None:
     assert out in ended.sentence
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="needs signals")
 def test_ctrl_c_midway(place: Path) -> None:
     """The signal is sent while a stage is at work; nothing but the input is left."""
     before = sorted(place.rglob("*"))

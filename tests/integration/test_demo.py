@@ -12,10 +12,9 @@ import pytest
 
 from tools.demo import ROOT, commands
 
-pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-
 
 def test_every_command_is_shown_and_works(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     folder = tmp_path / "demo"
     options = ["--folder", str(folder), "--epochs", "1", "--macs", "2", "--seconds", "0.05"]
     options += ["--solver", "data-svd"]  # the quick one: what ADMM does is tested elsewhere
@@ -44,6 +43,7 @@ def test_every_command_is_shown_and_works(tmp_path: Path) -> None:
 
 
 def test_it_stops_at_the_first_failure(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     (tmp_path / "calib").touch()  # where a folder should go
     done = subprocess.run(
         [sys.executable, "-m", "tools.demo", "--folder", str(tmp_path), "--epochs", "1"],

@@ -87,7 +87,6 @@ def test_a_work_folder_changes_nothing_but_the_time(
     assert other.out.read_bytes() == convert(folder, "x.onnx", None, macs=3).out.read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_at_several_moments(folder: Path) -> None:
     def begin(out: str, work: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

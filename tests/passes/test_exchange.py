@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +83,8 @@ def untouched(model: onnx.ModelProto) -> onnx.ModelProto:
     return export_model(import_graph(model), model)
 
 
-def names(values: object) -> list[str]:
-    return [value.name for value in values]  # type: ignore[attr-defined]
+def names(values: Iterable[onnx.TensorProto | onnx.ValueInfoProto]) -> list[str]:
+    return [value.name for value in values]
 
 
 @pytest.mark.parametrize("text", UNUSUAL.values(), ids=UNUSUAL.keys())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,8 @@ FEEDS = {
 }
 
 
-def names(values: object) -> list[str]:
-    return [value.name for value in values]  # type: ignore[attr-defined]
+def names(values: Iterable[onnx.TensorProto | onnx.ValueInfoProto]) -> list[str]:
+    return [value.name for value in values]
 
 
 def test_inner_tensors_become_further_outputs(parse: Parse, run: Run) -> None:

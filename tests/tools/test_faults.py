@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tools.faults import Place, kill_at_random
-
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 
 
 def test_runs_that_are_killed_leave_nothing_wrong_behind(tmp_path: Path) -> None:

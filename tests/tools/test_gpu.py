@@ -50,7 +50,7 @@ def bench(folder: Path) -> Bench:
     )
 
 
-def row(precision: str = "fp32", **changes: object) -> Row:
+def row(precision: str = "fp32", **changes: Any) -> Row:
     made = Row(
         model="VGG-16",
         wish="MACs ÷ 2",
@@ -68,7 +68,7 @@ def row(precision: str = "fp32", **changes: object) -> Row:
         difference=1e-3,
         seconds=61.4,
     )
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(made, **changes)
 
 
 CHECK = FitCheck("resnet20", "data-svd", "cuda", 20, (), 2e-6, 0.5, 0.5, 30.2, 9.6)
@@ -196,9 +196,9 @@ def test_the_page_has_each_row_and_marks_what_does_not_agree() -> None:
     ],
 )
 def test_closed_forms_must_agree_and_iterations_be_equally_good(
-    changes: dict[str, object], passed: bool
+    changes: dict[str, Any], passed: bool
 ) -> None:
-    check = dataclasses.replace(CHECK, **changes)  # type: ignore[arg-type]
+    check = dataclasses.replace(CHECK, **changes)
     assert check.passed is passed
     assert page([check], [], "GPU 9000").count("- ✓ `" if passed else "- ✗ `") == 1
 

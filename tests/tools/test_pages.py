@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("griffe", reason="the docs need the extra docs, and that Python 3.11")
-pytest.importorskip("latex2mathml", reason="as griffe")
-pytest.importorskip("mkdocs", reason="as griffe")
+pytest.importorskip("latex2mathml", reason="the docs need the extra docs")
+pytest.importorskip("mkdocs", reason="the docs need the extra docs")
 
 import typer
 from mkdocs.config import load_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,10 +48,10 @@ def test_rows_are_measured_once_and_those_in_int8_apart(
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / vgg.file).touch()
 
-    def run(**changes: object) -> None:
-        given = {"shared": tmp_path, "references": tmp_path / "none", "work": tmp_path / "work"}
-        asked = {"only": None, "int8": True, "budget": None, "remark": "", "fresh": False}
-        reference.main(**given, out=tmp_path / "page.md", **{**asked, **changes})  # type: ignore[arg-type]
+    def run(**changes: Any) -> None:
+        asked: Any = {"only": None, "int8": True, "budget": None, "remark": "", "fresh": False}
+        folders = tmp_path, tmp_path / "none", tmp_path / "work"
+        reference.main(*folders, out=tmp_path / "page.md", **{**asked, **changes})
 
     run()
     run()

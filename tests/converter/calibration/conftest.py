@@ -47,11 +47,13 @@ def labels_of(opened: CalibrationSet, size: int = 3) -> list[int] | None:
     if any(batch.labels is None for batch in batches):
         assert all(batch.labels is None for batch in batches)
         return None
+    found = []
     for batch in batches:
         assert batch.labels is not None
         assert batch.labels.dtype == np.int64
         assert batch.labels.shape == (batch.count,)
-    return [int(label) for batch in batches for label in batch.labels]  # type: ignore[union-attr]
+        found += [int(label) for label in batch.labels]
+    return found
 
 
 def refused(source: Any, *inputs: ModelInput, **options: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +104,9 @@ def test_an_iteration_that_is_given_up_leaves_no_thread_and_no_open_file(tmp_pat
     opened = open_calibration_set(tmp_path, [model_input()], RAW)
     before = threading.active_count()
     files = open_files()
-    batches = opened.batches(4)
+    batches: Any = opened.batches(4)  # a generator
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert threading.active_count() == before
     assert open_files() == files
     assert values(opened, 7) == list(range(120))
@@ -122,10 +123,10 @@ def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(image_folder, "open_image", counting)
     monkeypatch.setattr(image_folder, "_LOOK_AHEAD_BYTES", 10 * 3 * 8 * 8 * 4)
-    batches = open_calibration_set(tmp_path, [model_input()], RAW).batches(4)
+    batches: Any = open_calibration_set(tmp_path, [model_input()], RAW).batches(4)
     next(batches)
     assert 4 < len(opened_images) <= 4 + 10
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def test_an_unreadable_image_ends_the_iteration_with_its_name(folder: Path) -> None:

@@ -40,7 +40,7 @@ def test_items_of_a_reader_are_regrouped(kind: type[Reader], sizes: list[int]) -
 def test_onnxruntime_s_own_base_class_is_a_reader() -> None:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Own(CalibrationDataReader):  # type: ignore[misc]
+    class Own(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
         def __init__(self) -> None:
             self.left = 3
 

@@ -476,7 +476,7 @@ def test_parts_recorded_elsewhere_join_to_the_whole(size: int) -> None:
     parts = []
     for start in range(0, 20, size):
         part = drawn.part(Stacks(x=x[start : start + size]), start)
-        parts.append(pickle.loads(pickle.dumps(part)).threaded(1))  # noqa: S301 - made here
+        parts.append(pickle.loads(pickle.dumps(part)).threaded(1))  # noqa: S301  # its own bytes
     answered = [part.answers(model, layers) for part in parts]
     read: dict[str, list[tuple[Any, ...]]] = {layer.name: [] for layer in layers}
     for part in parts:

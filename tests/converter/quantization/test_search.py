@@ -57,7 +57,8 @@ def sought(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Found, int]]:
     def search(
         error_of: ErrorOf, time_of: TimeOf | None, layers: int = 4, macs: Mapping[str, int] = {}
     ) -> tuple[Found, int]:
-        judge = _Judge(error_of)
+        ranges: Any = _Ranges()
+        judge: Any = _Judge(error_of)
         costs = {
             f"c{at}": LayerCost(f"c{at}", "Conv", "y", macs.get(f"c{at}", 100), 10)
             for at in range(layers)
@@ -70,8 +71,8 @@ def sought(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Found, int]]:
 
         found = search_int8(
             chain(layers),
-            _Ranges(),  # type: ignore[arg-type]  # a stand-in
-            judge,  # type: ignore[arg-type]  # a stand-in
+            ranges,
+            judge,
             None if time_of is None else times_of,
             costs,
             HARMLESS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,15 +42,15 @@ def network(noise: float = 0.0) -> onnx.ModelProto:
     return model
 
 
-def settings(**changes: object) -> RecoverySettings:
-    given: dict[str, object] = {
+def settings(**changes: Any) -> RecoverySettings:
+    given: dict[str, Any] = {
         "epochs": 12,
         "batch": 16,
         "rate": 0.02,
         "precision": "float32",
         **changes,
     }
-    return RecoverySettings(**given)  # type: ignore[arg-type]
+    return RecoverySettings(**given)
 
 
 def cut_off(patched: pytest.MonkeyPatch, at: int) -> None:

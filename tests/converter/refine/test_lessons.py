@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,11 +48,11 @@ class Counted:
         return self._networks.original(feeds)
 
 
-def lessons(text: str = TEXT, **changes: object) -> tuple[Lessons, Counted]:
-    networks = Counted(text, mirrored=changes.get("mirrored") is True)
+def lessons(text: str = TEXT, **changes: Any) -> tuple[Lessons, Counted]:
+    networks: Any = Counted(text, mirrored=changes.get("mirrored") is True)
     pictures = np.random.default_rng(1).standard_normal((23, 3, 8, 8)).astype(np.float32)
-    settings = RecoverySettings(epochs=1, **changes)  # type: ignore[arg-type]
-    made = Lessons(networks, Images({"x": pictures}), settings)  # type: ignore[arg-type]
+    settings = RecoverySettings(epochs=1, **changes)
+    made = Lessons(networks, Images({"x": pictures}), settings)
     networks.asked = 0
     return made, networks
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,9 +72,9 @@ def compare(
     original: onnx.ModelProto | Path,
     converted: onnx.ModelProto | Path,
     data: Arrays,
-    **options: object,
+    **options: Any,
 ) -> Validation:
-    return validate(original, converted, data, ONE, **{"time_batches": (), **options})  # type: ignore[arg-type]
+    return validate(original, converted, data, ONE, **{"time_batches": (), **options})
 
 
 def plus(offset: object, classes: int = 3) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,10 +40,10 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Nodes of each model that is profiled, in order; the chain of idle nodes is not listed."""
     found = []
 
-    def counted(model: onnx.ModelProto, *others: object) -> Profile:
+    def counted(model: onnx.ModelProto, *others: Any) -> Profile:
         if model.graph.name != "idle":
             found.append(len(model.graph.node))
-        return profiled(model, *others)  # type: ignore[arg-type]  # passed on
+        return profiled(model, *others)
 
     monkeypatch.setattr(in_place, "profiled", counted)
     return found
@@ -115,8 +116,8 @@ def test_forms_measured_at_another_pace_are_told_apart_from_slower_ones(
     """Each node takes 1 ms, or 2 where the machine is half as fast; a form has two."""
     pace = 1.0
 
-    def at_pace(model: onnx.ModelProto, *others: object) -> Profile:
-        found = profiled(model, *others)  # type: ignore[arg-type]  # passed on
+    def at_pace(model: onnx.ModelProto, *others: Any) -> Profile:
+        found = profiled(model, *others)
         return Profile(found.graph, dict.fromkeys(found.nodes, pace), pace * len(found.nodes))
 
     monkeypatch.setattr(in_place, "profiled", at_pace)
@@ -176,8 +177,8 @@ def test_alone_only_the_original_is_timed_again(
 
 
 def test_a_layer_without_a_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(*args: object) -> dict[str, float]:
-        times = by_layer(*args)  # type: ignore[arg-type]  # passed on
+    def forgetful(*args: Any) -> dict[str, float]:
+        times = by_layer(*args)
         return {name: value for name, value in times.items() if name != "node/stem"}
 
     monkeypatch.setattr(in_place, "by_layer", forgetful)

@@ -14,7 +14,6 @@ import pytest
 from converter.report.page import render_page
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core is not installed")
 
 ARGUMENTS = [
     "--disable-gpu",
@@ -37,7 +36,7 @@ def browser() -> Iterator[Any]:
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next((found for found in map(shutil.which, names) if found), None)
     if program is None:
-        pytest.skip("no Chromium is installed; on Debian: apt-get install chromium")
+        pytest.skip("no Chromium is on the path; on Debian: apt-get install chromium")
     root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses root without
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=[*root, *ARGUMENTS])
@@ -87,6 +86,7 @@ def test_axe_finds_nothing_and_nothing_overflows(
     colours: str,
     tmp_path: Path,
 ) -> None:
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core is not installed")
     page = show(quantized, validation, viewport=viewport, colours=colours)
     for each in page.query_selector_all("details"):
         each.evaluate("details => { details.open = true }")
