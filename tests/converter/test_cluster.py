@@ -326,12 +326,6 @@ def test_no_workers() -> None:
         connect(local.scheduler_address, timeout=0.5)
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r"pip install 'twofold\[dask\]'"):
-        connect("tcp://127.0.0.1:9")
-
-
 def test_another_version_on_the_workers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.__version__", "99.0", raising=False)
     with pytest.raises(ConfigError, match=r"where this is 99\.0; install the same version"):

@@ -20,7 +20,6 @@ from converter.refine.networks import Networks, output_channels, trainable_weigh
 from converter.runtime import model_inputs
 from passes.exchange import export_model
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "models"
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("light_*.onnx"))
 RUNTIME = Runtime(threads=1)
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
@@ -247,11 +246,8 @@ def round_trip(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet20_cifar10", "alexnet_cifar10", "googlenet_cifar10", "vgg16_cifar10"]
 )
-def test_reference_models_go_through_torch_and_back(name: str) -> None:
-    path = SHARED / f"{name}.onnx"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    round_trip(path)
+def test_reference_models_go_through_torch_and_back(shared: Path, name: str) -> None:
+    round_trip(shared / "models" / f"{name}.onnx")
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
