@@ -214,7 +214,8 @@ def convert(
     recover_images : str, Path, DataReader, CalibrationSet or None, default None
         What it learns from; None takes `calib`.
     quantization : QuantizationSettings or None, default None
-        Then quantize the result, as `quantize`.
+        Then quantize the result, as `quantize`. With timing, forms that gain too little of int8 here are
+        left out of the plan before.
     executor : Executor or None, default None
         Where candidates of the layers are fitted; None does it in threads of this process. What is
         submitted can be pickled, so that processes and clusters do.

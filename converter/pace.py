@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -275,32 +274,29 @@ def _in_time(
     factor = budget.speedup is not None
     least = wanted * more
     aim = asked = least * (1 + MARGIN)
-    choices: list[Choice] = []
-    ratios: list[float] = []  # what plans read, over what their layers add up to
-    while len(choices) < TRIALS:
+    met: list[Choice] = []
+    fastest: tuple[float, Choice] | None = None
+    for _ in range(TRIALS):
         try:
             within = _time_limit(paced, asked, option, factor=factor)
             choice = choose(paced.candidates, [*limits, within])
         except ConfigError:
-            if choices:
+            if fastest is not None:
                 break
             if asked == least:
                 raise
             asked = least  # what is within reach is tried, though without a margin
             continue
         found = _tried(prepared, paced, {"plan": choice})["plan"]
-        choices.append(choice)
-        ratios.append(found / paced.added_up(choice.chosen))
-        # a single reading may fall into a swing of the machine's pace
-        usual = statistics.median(ratios)
-        expected = usual * paced.added_up(choice.chosen)
-        if aim <= expected <= aim * ENOUGH:
-            break
-        asked = aim / usual * (1.0 if expected >= aim else 1.005)
-    met = [each for each in choices if usual * paced.added_up(each.chosen) >= aim]
-    if met:
-        return min(met, key=lambda choice: choice.effect)
-    return max(choices, key=lambda choice: paced.added_up(choice.chosen))
+        if fastest is None or found > fastest[0]:
+            fastest = found, choice
+        if found >= aim:
+            met.append(choice)
+            if found <= aim * ENOUGH:
+                break
+        asked *= aim / found * (1.0 if found >= aim else 1.005)
+    assert fastest is not None, "the first choice was made, or its refusal raised"
+    return min(met, key=lambda choice: choice.effect) if met else fastest[1]
 
 
 def _as_hoped(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence[Limit]) -> Choice:

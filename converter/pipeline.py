@@ -37,7 +37,7 @@ from converter.pace import Paced, begin
 from converter.preparation import Clock, Prepared, Start, normalised_model
 from converter.progress import SILENT, Progress
 from converter.provenance import mark
-from converter.quantization.families import suited_to_int8
+from converter.quantization.families import ALL, slow_in_int8, without
 from converter.quantization.quantizing import (
     Quantized,
     quantize,
@@ -115,7 +115,11 @@ def convert(
             lambda: Teacher(load_model(model), lessons, recovery, target.runtime, progress)
         )
 
+    plans_in_int8 = timing and quantization is not None and quantization.precision == "int8"
+    left_out = ALL
+
     def begin_from(start: Start | None) -> tuple[Prepared, Paced | None]:
+        nonlocal left_out
         prepared, paced = begin(
             model,
             data,
@@ -130,10 +134,12 @@ def convert(
             work=kept,
             start=start,
         )
-        if paced is not None and quantization is not None and quantization.precision == "int8":
+        if paced is None or not plans_in_int8:
+            return prepared, paced
+        if start is None:  # once: what is slow in int8 is so in all parts
             with clock.stage("time plans in int8"):
-                paced = suited_to_int8(prepared, paced, progress)
-        return prepared, paced
+                left_out = slow_in_int8(prepared, paced, progress)
+        return prepared, without(paced, left_out.families)
 
     prepared, paced, parts, on_the_way = go_on_from_parts(
         begin_from,
@@ -240,6 +246,7 @@ def convert(
             *prepared.notes,
             *prepared.recorder.notes,
             *measured,
+            *left_out.notes,
             *done.notes,
             *(() if recovered is None else recovered.notes),
             *kept_notes,

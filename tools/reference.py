@@ -178,7 +178,7 @@ def main(
                 continue
             if not int8 and (ask.recover is not None) != recovered:
                 continue
-            if not fresh and (key in results.rows or key in results.int8):
+            if not fresh and key in (results.int8 if int8 else results.rows):
                 continue
             print(f"== {key}", flush=True)
             if int8:

@@ -299,8 +299,8 @@ def _int8_lines(rows: Sequence[Int8Row], runs: _Runs) -> list[str]:
         "",
         "Written by `python -m tools.reference --int8`: conversions that end in int8, and the original by",
         "`twofold quantize --int8 --batch 32`. Where a row does not say `--int8`, that was done to a float",
-        "conversion afterwards. Speed-ups are over the original in float32 and in int8; file: the original",
-        "in int8 over it.",
+        "conversion afterwards, and the seconds are of that alone. Speed-ups are over the original in",
+        "float32 and in int8; file: the original in int8 over it.",
         "",
         "| model | converted by | images | top-1 float32 | original int8 | converted int8 | "
         "over float32, batch 1 | batch 32 | over int8, batch 1 | asked | batch 32 | asked | file ÷ | "

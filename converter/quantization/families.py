@@ -4,7 +4,7 @@ Milliseconds in float do not tell what int8 gains: products of matrices run up t
 filter to a channel hardly faster, and how much so differs between processors and batches. So where int8
 follows, a strong plan is made with all families and again, at no more multiply-accumulates, without some. All
 are quantized, with random weights, and timed in turns. What the plan of most speed for the root of its effect
-does without, all plans do without ([ADR 22](../docs/adr/0022-plans-that-int8-follows.md)).
+does without, all plans do without ([ADR 22](../../docs/adr/0022-plans-that-int8-follows.md)).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -20,8 +21,8 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 
 from converter.branches import branches_of_form
 from converter.corrections import strong_plan
-from converter.errors import ConfigError, ModelError
-from converter.latency import OPENINGS, measure_latency, speedup
+from converter.errors import ConfigError, ModelError, SolverError
+from converter.latency import CLOSE, OPENINGS, measure_latency, speedup
 from converter.pace import LEAST_EFFECT, TRIAL_ROUNDS, TRIAL_SECONDS, Paced
 from converter.planner.choice import Choice, Limit, choose
 from converter.preparation import Prepared
@@ -33,9 +34,10 @@ from converter.quantization.integers import (
     ready_for_int8,
 )
 from converter.realisation import rewritten
+from converter.runtime import open_session, run
 from converter.schemes import KEEP, Candidate
 
-__all__ = ["suited_to_int8"]
+__all__ = ["ALL", "LeftOut", "slow_in_int8", "without"]
 
 Families: TypeAlias = tuple[str, ...]
 
@@ -44,13 +46,33 @@ DOUBTFUL: tuple[Families, ...] = (("depthwise ×2",), ("depthwise", "depthwise �
 TYPES = ("u8 × s8", "s8 × s8")
 """Activations × weights that plans are timed in: the product of x86, and that of other processors."""
 CLEARLY = 1.02
-"""By how many times a plan without them must be worth more: two readings of one plan differ by so much."""
+"""By how many times a plan must be worth more to do without more: readings of one plan differ by so much."""
 _LARGEST = np.float32(4.0)
 """Of every tensor; what its range is takes no time."""
 
 
-def suited_to_int8(prepared: Prepared, paced: Paced, progress: Progress) -> Paced:
-    """Leave out the families that cost more time in int8 than their smaller effect is worth.
+@dataclass(frozen=True)
+class LeftOut:
+    """Families that plans do without, and why.
+
+    Attributes
+    ----------
+    families : tuple of str
+        By `Form.family`; none where all pay.
+    notes : tuple of str
+        What is left out, or why that could not be found out.
+    """
+
+    families: Families = ()
+    notes: tuple[str, ...] = ()
+
+
+ALL = LeftOut()
+"""Nothing is left out."""
+
+
+def slow_in_int8(prepared: Prepared, paced: Paced, progress: Progress) -> LeftOut:
+    """Find the families that cost more time in int8 than their smaller effect is worth.
 
     A hundredth of the time is worth a hundredth of how far the outputs are off, the root of the effect.
 
@@ -60,38 +82,42 @@ def suited_to_int8(prepared: Prepared, paced: Paced, progress: Progress) -> Pace
     paced : Paced
     progress : Progress
 
-    Returns
-    -------
-    Paced
-        The same object where nothing is left out; otherwise a note says what, and why.
-
     Raises
     ------
     ModelError
-        Where onnxruntime's quantizer refuses the model.
+        Where the model's opset is too old for int8, and cannot be raised.
     ConfigError, CalibrationError
         As `measure_latency`.
     """
     plans = _plans(paced.candidates)
     if len(plans) < 2:
-        return paced
+        return ALL
     with progress.stage("time plans in int8", 1) as advance:
-        times = _times(prepared, paced, plans)
+        times, refusals = _times(prepared, paced, plans)
         advance(1)
+    if () not in times:
+        return LeftOut(notes=(f"plans were not timed in int8: {refusals[-1]}",))
 
-    def worth(left_out: Families) -> float:
-        return 1 / (times[left_out] * math.sqrt(max(plans[left_out].effect, LEAST_EFFECT)))
+    def worth(families: Families) -> float:
+        return 1 / (times[families] * math.sqrt(max(plans[families].effect, LEAST_EFFECT)))
 
-    best = max(plans, key=worth)
-    if worth(best) < CLEARLY * worth(()):
-        return paced
+    best: Families = ()
+    for families in times:
+        if worth(families) > CLEARLY * worth(best):
+            best = families
+    if not best:
+        return ALL
     off = math.sqrt(plans[best].effect / plans[()].effect)
     note = (
         f"plans do without {' and '.join(best)}: in int8 at batch {paced.target.batch} one with them took "
         f"{times[()] / times[best]:.2f} times as long as one without, for {1 / off:.2f} times the error"
     )
-    model = dataclasses.replace(paced.model, notes=(*paced.model.notes, note))
-    return dataclasses.replace(paced, model=model, candidates=_without(paced.candidates, best))
+    return LeftOut(best, (note,))
+
+
+def without(paced: Paced, families: Families) -> Paced:
+    """Give what plans are made of, without some families; layers as they are always stay."""
+    return dataclasses.replace(paced, candidates=_without(paced.candidates, families))
 
 
 def _plans(candidates: Mapping[str, Sequence[Candidate]]) -> dict[Families, Choice]:
@@ -100,16 +126,25 @@ def _plans(candidates: Mapping[str, Sequence[Candidate]]) -> dict[Families, Choi
     if plan is None:
         return {}
     plans: dict[Families, Choice] = {(): plan}
-    used = {each.form.family for each in plan.chosen.values()}
     limit = Limit("macs", plan.totals["macs"], None, "a strong plan")
     for families in DOUBTFUL:
-        if used.isdisjoint(families):
-            continue
+        others = _without(candidates, families)
+        if _cheapest(others) > _cheapest(candidates):
+            continue  # some budgets would be out of reach
         try:
-            plans[families] = choose(_without(candidates, families), [limit])
-        except ConfigError:
-            continue  # the others do not get as far down
+            made = choose(others, [limit])
+        except (ConfigError, SolverError):
+            continue
+        if all(made.chosen != each.chosen for each in plans.values()):
+            plans[families] = made
     return plans
+
+
+def _cheapest(candidates: Mapping[str, Sequence[Candidate]]) -> tuple[float, float]:
+    """Count the least multiply-accumulates, and the least weights, that any plan has."""
+    layers = candidates.values()
+    macs = math.fsum(min(one.macs for one in each) for each in layers)
+    return macs, math.fsum(min(one.params for one in each) for each in layers)
 
 
 def _without(
@@ -123,11 +158,15 @@ def _without(
 
 def _times(
     prepared: Prepared, paced: Paced, plans: Mapping[Families, Choice]
-) -> dict[Families, float]:
-    """Time the plans in int8, each in the types that are fastest for it, relative to the first one."""
+) -> tuple[dict[Families, float], list[ModelError]]:
+    """Time the plans in int8, each in the types that are fastest for it; relative to one of them.
+
+    Those that onnxruntime refuses in all types have no time; why is told.
+    """
     models: dict[str, onnx.ModelProto] = {}
     whose: dict[str, Families] = {}
-    refusal: ModelError | None = None
+    refusals: list[ModelError] = []
+    runtime = paced.target.runtime
     for families, plan in plans.items():
         branches = {
             name: branches_of_form(prepared.geometries[name], each.form)
@@ -140,23 +179,26 @@ def _times(
         for types in (each for each in ARITHMETICS if each.name in TYPES):
             name = f"without {' and '.join(families) or 'nothing'}, {types.name}"
             try:
-                models[name] = in_int8(ready, ranges, types)
-                whose[name] = families
-            except ModelError as error:
-                refusal = error
+                model = in_int8(ready, ranges, types)
+                run(open_session(model, runtime, label=name), None, paced.feeds, label=name)
+            except ModelError as error:  # types that this provider has no kernel for
+                refusals.append(error)
+                continue
+            models[name], whose[name] = model, families
     if not models:
-        assert refusal is not None, "each of the types was tried"
-        raise refusal
+        return {}, refusals
     timings = measure_latency(
         models,
         paced.feeds,
-        paced.target.runtime,
+        runtime,
         seconds=TRIAL_SECONDS,
         rounds=TRIAL_ROUNDS,
         openings=OPENINGS,
+        within=CLOSE,
     )
     first = next(iter(timings.values()))
-    times = dict.fromkeys(plans, math.inf)
+    times: dict[Families, float] = {}
     for name, families in whose.items():
-        times[families] = min(times[families], 1 / speedup(first, timings[name]).ratio)
-    return times
+        taken = 1 / speedup(first, timings[name]).ratio
+        times[families] = min(times.get(families, math.inf), taken)
+    return times, refusals

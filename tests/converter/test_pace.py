@@ -86,22 +86,6 @@ def test_of_plans_that_are_fast_enough_the_one_of_least_effect_is_taken(
     assert timed.added_up(choice.chosen) < 2
 
 
-def test_a_single_reading_that_is_far_off_decides_nothing(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timed = paced(prepared, 1e-6)
-    factors = iter([0.9, 1.3, 0.9, 0.9, 0.9])  # of what layers add up to
-
-    def tried(_prepared: object, timed: Paced, plans: dict[str, Choice]) -> dict[str, float]:
-        return {"plan": next(factors) * timed.added_up(plans["plan"].chosen)}
-
-    monkeypatch.setattr(module, "_tried", tried)
-    choice = plan(prepared, timed, Budget(speedup=2))
-    assert (
-        2 <= 0.9 * timed.added_up(choice.chosen) < 2 * 1.2
-    )  # forms are few, and steps between them large
-
-
 # Budgets that are not in time -------------------------------------------------------------------------
 
 SMALL, SLOW = Form("channel", (1,)), Form("spatial", (1,))

@@ -80,4 +80,4 @@ def paced(prepared: Prepared, ms_per_mac: float, rest_ms: float = 0.0) -> Paced:
         for name, each in candidates.items()
     }
     model = LatencyModel(rest_ms, curves, ())
-    return Paced(Target(Runtime(threads=1)), {}, model, candidates)
+    return Paced(Target(Runtime(threads=1)), prepared.sample, model, candidates)

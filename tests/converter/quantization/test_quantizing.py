@@ -23,6 +23,7 @@ from converter.latency import Timing
 from converter.model_file import save_model
 from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
+from converter.quantization.families import LeftOut
 from converter.quantization.half import in_float16
 from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranged import Ranged
@@ -361,14 +362,36 @@ def test_a_conversion_ends_with_the_quantized_model(
 def test_plans_are_timed_in_integers_where_anything_is_timed(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timing: bool
 ) -> None:
-    def suited(_prepared: Any, paced: Any, _progress: Any) -> Any:
-        return replace(paced, model=replace(paced.model, notes=("left out",)))
-
-    monkeypatch.setattr("converter.pipeline.suited_to_int8", suited)
+    monkeypatch.setattr(
+        "converter.pipeline.slow_in_int8", lambda *_: LeftOut(("spatial",), ("left out",))
+    )
     conversion = convert(files, tmp_path / "out.onnx", timing=timing, cache=tmp_path / "cache")
-    assert ("left out" in conversion.notes) == timing
+    assert conversion.notes.count("left out") == timing
     stages = [stage.name for stage in conversion.stages]
     assert ("time plans in int8" in stages) == timing
+    assert not (timing and any(layer.scheme == "spatial" for layer in conversion.layers))
+
+
+def test_what_is_slow_in_integers_is_asked_once_for_all_parts(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def slow(*_: Any) -> LeftOut:
+        asked.append(True)
+        return LeftOut(("spatial",), ("left out",))
+
+    monkeypatch.setattr("converter.pipeline.slow_in_int8", slow)
+    recovery = RecoverySettings(epochs=1, batch=16, precision="float32", gradual=2)
+    conversion = convert(
+        *(files, tmp_path / "out.onnx"),
+        budget=converter.Budget(macs=2),
+        timing=True,
+        cache=tmp_path / "cache",
+        recovery=recovery,
+    )
+    assert any("part 1 of 2" in note for note in conversion.notes)
+    assert conversion.notes.count("left out") == len(asked) == 1
 
 
 def test_what_cannot_be_quantized_is_refused_before_anything_is_converted(
