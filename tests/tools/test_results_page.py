@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +98,25 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_the_published_page_is_that_of_the_published_rows() -> None:
     docs = ROOT / "docs"
     assert (docs / "results.md").read_text() == page(Results.read(docs / "results.json"), ASKED)
+
+
+def test_the_readme_quotes_published_rows() -> None:
+    """Network, budget, accuracy before and after, and speed-ups, to the digit."""
+    published = Results.read(ROOT / "docs" / "results.json")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
+    quoted = re.findall(r"^\| ([\w-]+) \| `(--.+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert len(quoted) >= 5
+    for model, budget, accuracy, speeds in quoted:
+        key = f"{model} {budget}"
+        if key in published.rows:
+            row = published.rows[key]
+            found = row.before, row.after, row.batch_1, row.batch_32
+        else:
+            in_int8 = published.int8[key]
+            found = in_int8.original, in_int8.converted_int8, *in_int8.over_original
+        before, after, one, many = found
+        assert accuracy == f"{before:.2f} → {after:.2f} %", key
+        assert speeds == f"{one.split()[0]} / {many.split()[0]}", key
 
 
 def test_what_was_not_run_is_named() -> None:

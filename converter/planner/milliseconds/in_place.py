@@ -29,7 +29,7 @@ from passes.layers import Layer
 __all__ = ["measured_in_place"]
 
 _RUN_SECONDS = 0.15
-"""Of one session: profiled for so long, then timed for so long; the original for three times that."""
+"""Of one session: profiled for so long, then timed for half of it; the original for three times that."""
 _LEAST_FITTED = 5
 """With fewer sessions the overhead of a profile is what the chain says."""
 _LEAST_OVERHEAD, _MOST_OVERHEAD = 0.5, 2.0
