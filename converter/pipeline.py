@@ -8,8 +8,9 @@ import resource
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -86,27 +87,18 @@ def convert(
     kept = None if work is None else Work(work)
 
     with clock.stage("read"):
-        source = load_model(model)
-        inputs = model_inputs(source, label=str(model))
-        if quantization is not None:
-            require_quantizable(source, model, quantization, target.runtime)
-        lessons = None
-        if recovery is not None:
-            calib, learned_from = _read_once(calib, recover_images, inputs, preprocessing)
-            lessons = open_calibration_set(
-                learned_from, inputs, preprocessing, labels=recovery.labels
-            )
-            # as it will be converted: what the exporter left in nodes is a weight then
-            as_converted = normalised_model(source, model)
-            require_recoverable(as_converted, lessons, recovery)
-            del as_converted
-        data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
-        judged_on = None
-        del source  # large ones are not held beside what is recorded
-        if tolerance is not None:
-            data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
-        if quantization is not None:
-            require_images(data)
+        images = _opened(
+            model,
+            calib,
+            recover_images,
+            tolerance=tolerance,
+            preprocessing=preprocessing,
+            calibration=calibration,
+            target=target,
+            recovery=recovery,
+            quantization=quantization,
+        )
+    data, judged_on, lessons = images.data, images.judged_on, images.lessons
 
     # recordings, effects on the output, candidates; again from where each part of the way ended
     teacher = None
@@ -252,13 +244,13 @@ def convert(
             *kept_notes,
         ),
         settings={
-            "budget": None if budget is None else dataclasses.asdict(budget),
-            "preprocessing": dataclasses.asdict(preprocessing),
-            "calibration": dataclasses.asdict(calibration),
-            "solver": dataclasses.asdict(solver),
-            "target": dataclasses.asdict(target),
-            "recovery": None if recovery is None else dataclasses.asdict(recovery),
-            "quantization": None if quantization is None else dataclasses.asdict(quantization),
+            "budget": _plain(budget),
+            "preprocessing": _plain(preprocessing),
+            "calibration": _plain(calibration),
+            "solver": _plain(solver),
+            "target": _plain(target),
+            "recovery": _plain(recovery),
+            "quantization": _plain(quantization),
             "timing": timing,
             "max_drop": None if tolerance is None else tolerance.max_drop,
         },
@@ -279,6 +271,61 @@ def convert(
         front=tuple(front),
         planned=predicted_point(prepared, paced, done.choice),
     )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What a conversion sees.
+
+    Attributes
+    ----------
+    data : CalibrationSet
+        What it is calibrated on.
+    judged_on : CalibrationSet or None
+        What a tolerance is judged on; none of `data` is among them.
+    lessons : CalibrationSet or None
+        What a recovery learns from.
+    """
+
+    data: CalibrationSet
+    judged_on: CalibrationSet | None
+    lessons: CalibrationSet | None
+
+
+def _opened(
+    model: Path,
+    calib: Source,
+    recover_images: Source | None,
+    *,
+    tolerance: Tolerance | None,
+    preprocessing: Preprocessing,
+    calibration: CalibrationSettings,
+    target: Target,
+    recovery: RecoverySettings | None,
+    quantization: QuantizationSettings | None,
+) -> _Images:
+    """Open all images, and refuse at once what could not be done with the model or with them later on."""
+    source = load_model(model)
+    inputs = model_inputs(source, label=str(model))
+    if quantization is not None:
+        require_quantizable(source, model, quantization, target.runtime)
+    lessons = None
+    if recovery is not None:
+        calib, learned_from = _read_once(calib, recover_images, inputs, preprocessing)
+        lessons = open_calibration_set(learned_from, inputs, preprocessing, labels=recovery.labels)
+        # as it will be converted: what the exporter left in nodes is a weight then
+        require_recoverable(normalised_model(source, model), lessons, recovery)
+    data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
+    judged_on = None
+    if tolerance is not None:
+        data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
+    if quantization is not None:
+        require_images(data)
+    return _Images(data, judged_on, lessons)
+
+
+def _plain(settings: Any) -> dict[str, Any] | None:
+    return None if settings is None else dataclasses.asdict(settings)
 
 
 def _read_once(

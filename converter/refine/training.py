@@ -60,7 +60,10 @@ LABEL_WEIGHT = 0.3
 FASTER = 0.8
 """Share of the time below which the coarser precision is worth it."""
 TIMED = 4
-"""Runs in either precision that are timed."""
+"""Runs of a batch in either precision that are timed."""
+PROBED, HOPELESS = 16, 2.0
+"""A precision that takes so many times as long for a sixteenth of a batch is not timed for a whole one. On a
+processor without instructions for bfloat16 a few Convs took 30 times as long, and timing took minutes."""
 CHECKPOINT_FORMAT = "twofold-recovery-2"
 
 Status = Literal["time limit", "epochs done", "ended early"]
@@ -273,21 +276,30 @@ class Training:
         asked = self.settings.precision
         if asked != "auto":
             return asked, asked
-        rows = np.arange(self.batch)
-        feeds = self.images.batch(rows, self.settings.device)
-        wanted = self.networks.original(feeds)
 
-        def step(precision: str) -> None:
-            with self._casting(precision):
-                found = self.networks.converted(feeds)
-            torch.autograd.backward(self._loss(found, wanted, rows))
-            self._adam.zero_grad(set_to_none=True)
+        def runs(size: int) -> tuple[Callable[[str], None], Callable[[str], None]]:
+            rows = np.arange(size)
+            feeds = self.images.batch(rows, self.settings.device)
+            wanted = self.networks.original(feeds)
 
-        def answer(precision: str) -> None:
-            with self._casting(precision):
-                self.networks.original(feeds)
+            def step(precision: str) -> None:
+                with self._casting(precision):
+                    found = self.networks.converted(feeds)
+                torch.autograd.backward(self._loss(found, wanted, rows))
+                self._adam.zero_grad(set_to_none=True)
 
-        return _faster(step, self.settings.device), _faster(answer, self.settings.device)
+            def answer(precision: str) -> None:
+                with self._casting(precision):
+                    self.networks.original(feeds)
+
+            return step, answer
+
+        few, whole = runs(-(-self.batch // PROBED)), runs(self.batch)
+        step, answer = (
+            _faster(many, self.settings.device, first=one)
+            for one, many in zip(few, whole, strict=True)
+        )
+        return step, answer
 
     # ---- the best, and checkpoints
 
@@ -409,19 +421,30 @@ def _together(parts: Iterable[Mapping[str, Tensor]], outputs: Sequence[str]) -> 
     }
 
 
-def _faster(run: Callable[[str], None], device: str) -> str:
-    """Time runs in both precisions, and name the coarser one where it is clearly faster."""
+def _faster(run: Callable[[str], None], device: str, *, first: Callable[[str], None]) -> str:
+    """Time runs in both precisions, and name the coarser one where it is clearly faster.
+
+    `first` is a small part of the work: where that is hopeless in the coarser one, no more is timed.
+    """
+    taken = _times(first, device, 2)
+    if taken["bfloat16"] < HOPELESS * taken["float32"]:
+        taken = _times(run, device, TIMED)
+    return "bfloat16" if taken["bfloat16"] < FASTER * taken["float32"] else "float32"
+
+
+def _times(run: Callable[[str], None], device: str, count: int) -> dict[str, float]:
+    """Give the shortest of `count` runs in either precision, in turns; seconds."""
     import torch
 
     taken = {"float32": math.inf, "bfloat16": math.inf}
-    for _ in range(TIMED):
+    for _ in range(count):
         for precision in taken:
             started = time.perf_counter()
             run(precision)
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             taken[precision] = min(taken[precision], time.perf_counter() - started)
-    return "bfloat16" if taken["bfloat16"] < FASTER * taken["float32"] else "float32"
+    return taken
 
 
 def _size(value: Tensor) -> float:

@@ -180,7 +180,17 @@ def test_the_coarser_precision_must_be_clearly_faster(coarse: int, taken: str) -
     def run(precision: str) -> None:
         time.sleep(0.001 * (coarse if precision == "bfloat16" else 20))
 
-    assert module._faster(run, "cpu") == taken
+    assert module._faster(run, "cpu", first=run) == taken
+
+
+def test_a_precision_without_instructions_is_not_timed_for_a_whole_batch() -> None:
+    def few(precision: str) -> None:
+        time.sleep(0.02 if precision == "bfloat16" else 0.001)
+
+    def whole(precision: str) -> None:
+        pytest.fail(f"a whole batch in {precision}")
+
+    assert module._faster(whole, "cpu", first=few) == "float32"
 
 
 def test_each_network_has_the_precision_that_is_faster_for_it(
@@ -205,7 +215,7 @@ def test_each_network_has_the_precision_that_is_faster_for_it(
     for name in ("original", "converted"):
         monkeypatch.setattr(networks, name, noted(name))
 
-    def faster(run: Callable[[str], None], _device: str) -> str:
+    def faster(run: Callable[[str], None], _device: str, **_: object) -> str:
         """Find bfloat16 faster where no step of the trained network was run."""
         seen.clear()
         run("float32")
