@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import converter
+import converter.pace
 from converter import QuantizationSettings, Runtime, Target
 from converter.config import PRESETS, RecoverySettings
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
-from converter.latency import Timing
+from converter.latency import Speedup, Timing
 from converter.model_file import save_model
 from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
@@ -358,6 +359,29 @@ def test_a_conversion_ends_with_the_quantized_model(
     assert conversion.quantization["before"]["error"] > 0
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time next to nothing: what is read does not matter."""
+    for place in ("pace", "quantization.quantizing"):
+        monkeypatch.setattr(f"converter.{place}.TRIAL_SECONDS", 0.01)
+        monkeypatch.setattr(f"converter.{place}.FINAL_SECONDS", 0.01)
+    monkeypatch.setattr("converter.pace.TRIAL_ROUNDS", 2)
+    monkeypatch.setattr("converter.pace.TRIALS", 1)
+    monkeypatch.setattr("converter.planner.milliseconds.in_place._RUN_SECONDS", 0.002)
+    # a model that reads slower would be put back, and there would be nothing to quantize
+    timed = converter.pace.time_against
+
+    def never_slower(*given: Any, **named: Any) -> Any:
+        timings, speedups = timed(*given, **named)
+        return timings, {name: Speedup(2.0, 2.0, 2.0) for name in speedups}
+
+    monkeypatch.setattr("converter.pace.time_against", never_slower)
+
+
+FEW_FORMS = converter.SolverSettings(schemes=("channel", "spatial"))
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("timing", [True, False])
 def test_plans_are_timed_in_integers_where_anything_is_timed(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timing: bool
@@ -365,13 +389,19 @@ def test_plans_are_timed_in_integers_where_anything_is_timed(
     monkeypatch.setattr(
         "converter.pipeline.slow_in_int8", lambda *_: LeftOut(("spatial",), ("left out",))
     )
-    conversion = convert(files, tmp_path / "out.onnx", timing=timing, cache=tmp_path / "cache")
+    conversion = convert(
+        *(files, tmp_path / "out.onnx"),
+        timing=timing,
+        cache=tmp_path / "cache",
+        solver=FEW_FORMS,
+    )
     assert conversion.notes.count("left out") == timing
     stages = [stage.name for stage in conversion.stages]
     assert ("time plans in int8" in stages) == timing
     assert not (timing and any(layer.scheme == "spatial" for layer in conversion.layers))
 
 
+@pytest.mark.usefixtures("hasty")
 def test_what_is_slow_in_integers_is_asked_once_for_all_parts(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +419,7 @@ def test_what_is_slow_in_integers_is_asked_once_for_all_parts(
         timing=True,
         cache=tmp_path / "cache",
         recovery=recovery,
+        solver=FEW_FORMS,
     )
     assert any("part 1 of 2" in note for note in conversion.notes)
     assert conversion.notes.count("left out") == len(asked) == 1
