@@ -41,7 +41,16 @@ from converter.schemes import KEEP, Candidate
 from converter.work import Work
 from passes.split import Branches
 
-__all__ = ["Paced", "begin", "never_slower", "pace", "plan", "read_plans", "time_against"]
+__all__ = [
+    "Paced",
+    "begin",
+    "never_slower",
+    "pace",
+    "plan",
+    "read_plans",
+    "time_against",
+    "with_random_weights",
+]
 
 POINTS = 4
 """Forms of each family that are measured; two where S stands beside L."""
@@ -382,19 +391,25 @@ def _read(
     prepared: Prepared, paced: Paced, plans: Mapping[str, Mapping[str, Candidate]]
 ) -> dict[str, float]:
     """Time plans with random weights against the original: speed-ups of those that change something."""
-    models: dict[str, onnx.ModelProto | Path] = {}
-    for plan_name, chosen in plans.items():
-        branches = {
-            name: branches_of_form(prepared.geometries[name], each.form)
-            for name, each in chosen.items()
-            if each.form != KEEP
-        }
-        if branches:
-            models[plan_name] = rewritten(prepared, branches)
+    models = {
+        plan_name: with_random_weights(prepared, chosen)
+        for plan_name, chosen in plans.items()
+        if any(each.form != KEEP for each in chosen.values())
+    }
     if not models:
         return {}
     speedups = time_against(prepared.original, models, paced, TRIAL_SECONDS, TRIAL_ROUNDS)[1]
     return {name: each.ratio for name, each in speedups.items()}
+
+
+def with_random_weights(prepared: Prepared, chosen: Mapping[str, Candidate]) -> onnx.ModelProto:
+    """Give the model with layers in the forms of a plan: it takes the time of the fitted one."""
+    branches = {
+        name: branches_of_form(prepared.geometries[name], each.form)
+        for name, each in chosen.items()
+        if each.form != KEEP
+    }
+    return rewritten(prepared, branches)
 
 
 def time_against(

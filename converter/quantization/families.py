@@ -19,11 +19,16 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 
-from converter.branches import branches_of_form
 from converter.corrections import strong_plan
 from converter.errors import ConfigError, ModelError, SolverError
 from converter.latency import CLOSE, OPENINGS, measure_latency, speedup
-from converter.pace import LEAST_EFFECT, TRIAL_ROUNDS, TRIAL_SECONDS, Paced
+from converter.pace import (
+    LEAST_EFFECT,
+    TRIAL_ROUNDS,
+    TRIAL_SECONDS,
+    Paced,
+    with_random_weights,
+)
 from converter.planner.choice import Choice, Limit, choose
 from converter.preparation import Prepared
 from converter.progress import Progress
@@ -33,9 +38,8 @@ from converter.quantization.integers import (
     quantizable_tensors,
     ready_for_int8,
 )
-from converter.realisation import rewritten
 from converter.runtime import open_session, run
-from converter.schemes import KEEP, Candidate
+from converter.schemes import Candidate
 
 __all__ = ["ALL", "LeftOut", "slow_in_int8", "without"]
 
@@ -168,23 +172,19 @@ def _times(
     refusals: list[ModelError] = []
     runtime = paced.target.runtime
     for families, plan in plans.items():
-        branches = {
-            name: branches_of_form(prepared.geometries[name], each.form)
-            for name, each in plan.chosen.items()
-            if each.form != KEEP
-        }
-        ready = ready_for_int8(rewritten(prepared, branches), prepared.path)
+        model = with_random_weights(prepared, plan.chosen)
+        ready = ready_for_int8(model, prepared.path)
         tensors = dict.fromkeys(quantizable_tensors(ready), (-_LARGEST, _LARGEST))
         ranges = TensorsData(CalibrationMethod.MinMax, tensors)
         for types in (each for each in ARITHMETICS if each.name in TYPES):
             name = f"without {' and '.join(families) or 'nothing'}, {types.name}"
             try:
-                model = in_int8(ready, ranges, types)
-                run(open_session(model, runtime, label=name), None, paced.feeds, label=name)
+                quantized = in_int8(ready, ranges, types)
+                run(open_session(quantized, runtime, label=name), None, paced.feeds, label=name)
             except ModelError as error:  # types that this provider has no kernel for
                 refusals.append(error)
                 continue
-            models[name], whose[name] = model, families
+            models[name], whose[name] = quantized, families
     if not models:
         return {}, refusals
     timings = measure_latency(

@@ -14,6 +14,7 @@ with the same models, images and settings; such a run sees the images that the f
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -277,29 +278,26 @@ class Training:
         if asked != "auto":
             return asked, asked
 
-        def runs(size: int) -> tuple[Callable[[str], None], Callable[[str], None]]:
+        @functools.cache
+        def prepared(size: int) -> tuple[NDArray[Any], dict[str, Tensor], dict[str, Tensor]]:
             rows = np.arange(size)
             feeds = self.images.batch(rows, self.settings.device)
-            wanted = self.networks.original(feeds)
+            return rows, feeds, self.networks.original(feeds)
 
-            def step(precision: str) -> None:
-                with self._casting(precision):
-                    found = self.networks.converted(feeds)
-                torch.autograd.backward(self._loss(found, wanted, rows))
-                self._adam.zero_grad(set_to_none=True)
+        def step(size: int, precision: str) -> None:
+            rows, feeds, wanted = prepared(size)
+            with self._casting(precision):
+                found = self.networks.converted(feeds)
+            torch.autograd.backward(self._loss(found, wanted, rows))
+            self._adam.zero_grad(set_to_none=True)
 
-            def answer(precision: str) -> None:
-                with self._casting(precision):
-                    self.networks.original(feeds)
+        def answer(size: int, precision: str) -> None:
+            _, feeds, _ = prepared(size)
+            with self._casting(precision):
+                self.networks.original(feeds)
 
-            return step, answer
-
-        few, whole = runs(-(-self.batch // PROBED)), runs(self.batch)
-        step, answer = (
-            _faster(many, self.settings.device, first=one)
-            for one, many in zip(few, whole, strict=True)
-        )
-        return step, answer
+        device = self.settings.device
+        return _faster(step, self.batch, device), _faster(answer, self.batch, device)
 
     # ---- the best, and checkpoints
 
@@ -421,26 +419,27 @@ def _together(parts: Iterable[Mapping[str, Tensor]], outputs: Sequence[str]) -> 
     }
 
 
-def _faster(run: Callable[[str], None], device: str, *, first: Callable[[str], None]) -> str:
-    """Time runs in both precisions, and name the coarser one where it is clearly faster.
+def _faster(run: Callable[[int, str], None], size: int, device: str) -> str:
+    """Time runs of `size` images in both precisions, and name the coarser one where it is clearly faster.
 
-    `first` is a small part of the work: where that is hopeless in the coarser one, no more is timed.
+    Where a few images are hopeless in the coarser one, no more is timed.
     """
-    taken = _times(first, device, 2)
+    taken = _times(run, -(-size // PROBED), device, 2)
     if taken["bfloat16"] < HOPELESS * taken["float32"]:
-        taken = _times(run, device, TIMED)
+        taken = _times(run, size, device, TIMED)
     return "bfloat16" if taken["bfloat16"] < FASTER * taken["float32"] else "float32"
 
 
-def _times(run: Callable[[str], None], device: str, count: int) -> dict[str, float]:
+def _times(run: Callable[[int, str], None], size: int, device: str, count: int) -> dict[str, float]:
     """Give the shortest of `count` runs in either precision, in turns; seconds."""
     import torch
 
     taken = {"float32": math.inf, "bfloat16": math.inf}
+    run(size, "float32")  # what is prepared once is no part of it
     for _ in range(count):
         for precision in taken:
             started = time.perf_counter()
-            run(precision)
+            run(size, precision)
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             taken[precision] = min(taken[precision], time.perf_counter() - started)

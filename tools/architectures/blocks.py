@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -172,8 +172,8 @@ def backbone(width: int = 16) -> nn.ModuleList:
     )
 
 
-def levels(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Run stages one after another and give what each of them gives."""
+def levels(stages: Any, x: Tensor) -> list[Tensor]:
+    """Run stages, the modules of a Sequential, one after another and give what each of them gives."""
     found = []
     for stage in stages:
         x = stage(x)

@@ -11,7 +11,7 @@ from tools.architectures.blocks import Lambda, backbone, levels, unit
 
 def ssd() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-        maps = levels(parts["stages"], x)[1:]  # type: ignore[arg-type]  # a Sequential
+        maps = levels(parts["stages"], x)[1:]
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         for number, each in enumerate(maps):
@@ -30,7 +30,7 @@ def ssd() -> nn.Module:
 
 def pyramid(parts: nn.ModuleDict, x: Tensor) -> list[Tensor]:
     """Run the backbone, and a feature pyramid over it."""
-    _, middle, deep = levels(parts["stages"], x)  # type: ignore[arg-type]  # a Sequential
+    _, middle, deep = levels(parts["stages"], x)
     top = parts["lateral2"](deep)
     grown = F.interpolate(top, size=middle.shape[-2:], mode="nearest")
     return [parts["smooth"](parts["lateral1"](middle) + grown), top]
@@ -80,7 +80,7 @@ def region_proposals() -> nn.Module:
     """Build the first stage of Faster R-CNN: the best proposals, by TopK and gathering."""
 
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = parts["body"](levels(parts["stages"], x)[-1])  # type: ignore[arg-type]  # a Sequential
+        y = parts["body"](levels(parts["stages"], x)[-1])
         scores = parts["scores"](y).flatten(1)
         boxes = parts["boxes"](y).flatten(2).transpose(1, 2).reshape(y.shape[0], -1, 4)
         best, where = torch.topk(scores, 8, 1)
@@ -97,7 +97,7 @@ def region_proposals() -> nn.Module:
 
 def centernet() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y = parts["up"](levels(parts["stages"], x)[-1])  # type: ignore[arg-type]  # a Sequential
+        y = parts["up"](levels(parts["stages"], x)[-1])
         heat = torch.sigmoid(parts["heat"](y))
         peaks = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
         return peaks, parts["size"](y), parts["offset"](y)

@@ -110,7 +110,7 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise with the channels last."""
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # modules give Any
 
 
 def convnext() -> nn.Module:
@@ -163,7 +163,7 @@ def coatnet() -> nn.Module:
             q, k, v = self.qkv(self.norm(tokens)).chunk(3, -1)
             weight = torch.softmax(q @ k.transpose(1, 2) * channels**-0.5, -1)
             tokens = tokens + self.out(weight @ v)
-            return tokens.transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]
+            return tokens.transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]  # modules give Any
 
     return nn.Sequential(
         *(unit(3, 24, 3, 2, act=nn.GELU), inverted(24, 48, 2, 4, nn.GELU, Excite(96, 12))),

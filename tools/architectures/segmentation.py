@@ -66,7 +66,7 @@ def resized_to(y: Tensor, x: Tensor) -> Tensor:
 
 def fcn() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
-        _, middle, deep = levels(parts["stages"], x)  # type: ignore[arg-type]  # a Sequential
+        _, middle, deep = levels(parts["stages"], x)
         return resized_to(parts["main"](deep), x), resized_to(parts["aux"](middle), x)
 
     def answer(inputs: int) -> nn.Module:
@@ -115,7 +115,7 @@ def lraspp() -> nn.Module:
 
 def pspnet() -> nn.Module:
     def run(parts: nn.ModuleDict, x: Tensor) -> Tensor:
-        y = levels(parts["stages"], x)[-1]  # type: ignore[arg-type]  # a Sequential
+        y = levels(parts["stages"], x)[-1]
         found = [y]
         for bins in (1, 2, 4):
             found.append(resized_to(parts[f"bin{bins}"](F.adaptive_avg_pool2d(y, bins)), y))

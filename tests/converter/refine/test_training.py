@@ -177,20 +177,18 @@ def test_one_image_alone_in_the_last_batch_counts_as_any_other(
 
 @pytest.mark.parametrize(("coarse", "taken"), [(1, "bfloat16"), (19, "float32"), (40, "float32")])
 def test_the_coarser_precision_must_be_clearly_faster(coarse: int, taken: str) -> None:
-    def run(precision: str) -> None:
+    def run(_size: int, precision: str) -> None:
         time.sleep(0.001 * (coarse if precision == "bfloat16" else 20))
 
-    assert module._faster(run, "cpu", first=run) == taken
+    assert module._faster(run, 64, "cpu") == taken
 
 
 def test_a_precision_without_instructions_is_not_timed_for_a_whole_batch() -> None:
-    def few(precision: str) -> None:
+    def run(size: int, precision: str) -> None:
+        assert size == 64 / module.PROBED
         time.sleep(0.02 if precision == "bfloat16" else 0.001)
 
-    def whole(precision: str) -> None:
-        pytest.fail(f"a whole batch in {precision}")
-
-    assert module._faster(whole, "cpu", first=few) == "float32"
+    assert module._faster(run, 64, "cpu") == "float32"
 
 
 def test_each_network_has_the_precision_that_is_faster_for_it(
@@ -215,10 +213,10 @@ def test_each_network_has_the_precision_that_is_faster_for_it(
     for name in ("original", "converted"):
         monkeypatch.setattr(networks, name, noted(name))
 
-    def faster(run: Callable[[str], None], _device: str, **_: object) -> str:
+    def faster(run: Callable[[int, str], None], size: int, _device: str) -> str:
         """Find bfloat16 faster where no step of the trained network was run."""
         seen.clear()
-        run("float32")
+        run(size, "float32")
         return "float32" if "converted" in seen else "bfloat16"
 
     monkeypatch.setattr(module, "_faster", faster)
