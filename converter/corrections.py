@@ -11,27 +11,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.sets import CalibrationSet, fixed_batch, padded
+from converter.calibration.patches import Tensors
+from converter.calibration.segment import Segment
+from converter.calibration.sets import Batch, fixed_batch, padded
 from converter.calibration.subset import Subset
+from converter.calibration.walk import LABEL, Walk
 from converter.config import Runtime
 from converter.planner.choice import Choice, frontier
 from converter.prediction import STRONG, Probe
 from converter.preparation import Prepared
 from converter.progress import Progress
 from converter.realisation import rewritten
-from converter.runtime import model_inputs, open_session, run
+from converter.runtime import model_inputs
 from converter.schemes import Candidate
 from converter.sensitivity import NO_VARIANCE, output_sources
 from converter.work import key_of
-from passes.expose import expose
+from passes.base import PassError
+from passes.layers import Layer
+from passes.split import Branches, Split
 
 __all__ = ["correct_effects", "strong_plan"]
 
@@ -65,14 +69,15 @@ def correct_effects(prepared: Prepared, runtime: Runtime, progress: Progress) ->
     ModelError, CalibrationError
         As `open_session` and `run`.
     """
-    outputs = _Outputs(prepared.original, prepared.data, runtime, prepared.cost.macs)
+    outputs = _Outputs(prepared, runtime)
     with progress.stage("measure effects", len(prepared.convertible)) as advance:
         chosen = _chosen(prepared.candidates, prepared.probes) if outputs.names else {}
+        prepared.recorder.forget()
         prepared.probes.clear()
         for layer in prepared.convertible:
             advance(0, layer.name)
             if layer.name in chosen:
-                found = _corrected(prepared, layer.name, chosen.pop(layer.name), outputs)
+                found = _corrected(prepared, layer, chosen.pop(layer.name), outputs)
                 prepared.candidates[layer.name] = found
             advance(1)
 
@@ -101,19 +106,18 @@ def _chosen(
 
 
 def _corrected(
-    prepared: Prepared, name: str, probe: Probe, outputs: _Outputs
+    prepared: Prepared, layer: Layer, probe: Probe, outputs: _Outputs
 ) -> tuple[Candidate, ...]:
     """Give the candidates of a layer with corrected effects, or what is kept of an earlier run."""
-    candidates = prepared.candidates[name]
+    candidates = prepared.candidates[layer.name]
     key, work = "", prepared.work
     if work is not None:
-        known = (prepared.digest, outputs.digest, name, probe, candidates)
+        known = (prepared.digest, outputs.digest, layer.name, probe, candidates)
         key = key_of("predict", "corrected", *known)
         kept = work.candidates(key)
         if kept is not None:
             return kept
-    model = rewritten(prepared, {name: probe.branches}, reorder=False)
-    factor = _odds(outputs.error(model)) / _odds(probe.effect)
+    factor = _odds(outputs.error(layer, probe.branches)) / _odds(probe.effect)
     factor = min(max(factor, 1 / MOST), MOST)
     found = tuple(
         dataclasses.replace(each, effect=_scaled(each.effect, factor)) for each in candidates
@@ -142,13 +146,11 @@ def _differs(rows: NDArray[np.float64]) -> bool:
 class _Outputs:
     """What a network answers to some images, beside what its original does."""
 
-    def __init__(
-        self, original: onnx.ModelProto, data: CalibrationSet, runtime: Runtime, macs: int
-    ) -> None:
-        self._original, self._runtime = original, runtime
-        self._sources = tuple(output_sources(original)[0])
-        self._fixed = fixed_batch(model_inputs(original))
-        wanted = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(macs, 1))))
+    def __init__(self, prepared: Prepared, runtime: Runtime) -> None:
+        self._prepared, self._runtime = prepared, runtime
+        self._fixed = fixed_batch(model_inputs(prepared.original))
+        wanted = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(prepared.cost.macs, 1))))
+        data = prepared.data
         self._data = Subset(data, wanted) if wanted < len(data) else data
 
     @cached_property
@@ -157,55 +159,75 @@ class _Outputs:
         return self._data.digest()
 
     @cached_property
-    def _feeds(self) -> list[tuple[Mapping[str, NDArray[Any]], int]]:
+    def names(self) -> tuple[str, ...]:
+        """Outputs that are compared: those that differ between images."""
+        return tuple(self._right)
+
+    def error(self, layer: Layer, branches: Branches) -> float:
+        """Squared error of the outputs with one layer replaced, relative to their variance over the images.
+
+        A mean over the outputs; layers are to be tried in the order of the graph.
+        """
+        errors = []
+        for name, rows in self._with(layer, branches).items():
+            right = self._right[name]
+            spread = float(np.square(right - right.mean(0)).sum())
+            errors.append(float(np.square(rows - right).sum()) / spread)
+        return float(np.mean(errors)) if len(errors) == len(self.names) else math.inf
+
+    def _with(self, layer: Layer, branches: Branches) -> dict[str, NDArray[np.float64]]:
+        """Let the network answer with one layer replaced."""
+        split = Split(layer, branches)
+        try:
+            return self._gathered(self._walk.answers(layer, [split], self.names))
+        except PassError:  # nobody knows the type of a tensor there
+            whole = rewritten(self._prepared, {layer.name: branches}, reorder=False)
+            return self._answers(whole, self.names)
+
+    @cached_property
+    def _right(self) -> dict[str, NDArray[np.float64]]:
+        """What the original answers, of outputs that differ between images."""
+        original = self._prepared.original
+        written = {name for node in original.graph.node for name in node.output}
+        sources = tuple(name for name in output_sources(original)[0] if name in written)
+        found = self._answers(original, sources)
+        return {name: rows for name, rows in found.items() if rows.size and _differs(rows)}
+
+    @cached_property
+    def _walk(self) -> Walk:
+        prepared, feeds = self._prepared, [each.feeds for each in self._batches]
+        # the other half holds what was sampled of the layers' answers
+        return Walk(prepared.original, feeds, self._runtime, prepared.recorder.memory_bytes // 2)
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
         batches = self._data.batches(self._fixed or self._together())
-        filled = (padded(each, self._fixed) if self._fixed else each for each in batches)
-        return [(each.feeds, each.count) for each in filled]
+        return [padded(each, self._fixed) if self._fixed else each for each in batches]
 
     def _together(self) -> int:
         one = next(iter(self._data.batches(1)))
         size = sum(feed.nbytes for feed in one.feeds.values())
         return max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
 
-    @cached_property
-    def _right(self) -> dict[str, NDArray[np.float64]]:
-        """What the original answers, of outputs that differ between images."""
-        found = self._answers(self._original, self._sources)
-        return {name: rows for name, rows in found.items() if rows.size and _differs(rows)}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Outputs that are compared."""
-        return tuple(self._right)
-
-    def error(self, model: onnx.ModelProto) -> float:
-        """Squared error of a model's outputs relative to their variance over the images, a mean of them."""
-        errors = []
-        for name, rows in self._answers(model, self.names).items():
-            right = self._right[name]
-            spread = float(np.square(right - right.mean(0)).sum())
-            errors.append(float(np.square(rows - right).sum()) / spread)
-        return float(np.mean(errors)) if len(errors) == len(self.names) else math.inf
-
     def _answers(
         self, model: onnx.ModelProto, names: Sequence[str]
     ) -> dict[str, NDArray[np.float64]]:
-        """Run a model; outputs with a row for each image, (n, elements) each."""
-        if not names:  # onnxruntime would give all of them
+        """Let a whole network answer."""
+        if not names:
             return {}
-        label = "the network with one layer in another form"
-        if not {value.name for value in model.graph.output}.issuperset(names):
-            model = expose(model, names)  # a copy, which a large model has no room for
-        session = open_session(model, self._runtime, spinning=False, label=label)
-        parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-        for feeds, count in self._feeds:
-            filled = next(len(each) for each in feeds.values())
-            for name, rows in zip(
-                names, run(session, list(names), feeds, label=label), strict=True
-            ):
+        whole = Segment(model, tuple(self._batches[0].feeds), names, self._runtime, label=LABEL)
+        return self._gathered(whole.run(each.feeds) for each in self._batches)
+
+    def _gathered(self, answers: Iterable[Tensors]) -> dict[str, NDArray[np.float64]]:
+        """Put batches together: outputs with a row for each image, (n, elements) each."""
+        parts: dict[str, list[NDArray[np.float64]]] = {}
+        for batch, tensors in zip(self._batches, answers, strict=True):
+            filled = next(len(each) for each in batch.feeds.values())
+            for name, rows in tensors.items():
                 if rows.shape[:1] == (filled,):
-                    parts[name].append(rows[:count].reshape(count, -1).astype(np.float64))
-        whole = {name: each for name, each in parts.items() if len(each) == len(self._feeds)}
+                    real = rows[: batch.count].reshape(batch.count, -1).astype(np.float64)
+                    parts.setdefault(name, []).append(real)
+        whole = {name: each for name, each in parts.items() if len(each) == len(self._batches)}
         return {
             name: np.concatenate(each)
             for name, each in whole.items()

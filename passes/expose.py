@@ -5,14 +5,14 @@ Both work on the model itself, not on a graph, and copy each weight that the res
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx
 
 from passes.base import PassError
 from passes.exchange import REBUILT_FIELDS, carry, export_skeleton, import_graph, initializers_of
 
-__all__ = ["expose", "extract"]
+__all__ = ["expose", "extract", "types_of"]
 
 
 def expose(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
@@ -44,7 +44,7 @@ def expose(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     for name in added:
         if name not in written:
             raise PassError(f"no node of the model writes {name!r}; it cannot become an output")
-    types = _types(model, added)
+    types = types_of(model, added)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     exposed.graph.output.extend(_value_info(name, types) for name in added)
@@ -52,7 +52,10 @@ def expose(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 
 
 def extract(
-    model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]
+    model: onnx.ModelProto,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    types: Mapping[str, onnx.TypeProto] | None = None,
 ) -> onnx.ModelProto:
     """Return the part of a model that computes some tensors from others.
 
@@ -65,6 +68,8 @@ def extract(
         inputs of the result, in this order, even one that nothing reads.
     outputs : sequence of str
         Tensors that are wanted, at least one; none of them an input.
+    types : mapping of str to onnx.TypeProto or None, default None
+        From `types_of`, where many parts are taken of one model; None finds them.
 
     Returns
     -------
@@ -90,7 +95,7 @@ def extract(
         raise PassError(
             f"{outputs} also need the input {min(missing)!r} of the model; name it as an input"
         )
-    types = _types(model, [*inputs, *outputs])
+    types = types_of(model, [*inputs, *outputs]) if types is None else types
     part = onnx.ModelProto()
     carry(model, part, except_for={"graph"})
     carry(graph, part.graph, except_for=REBUILT_FIELDS)
@@ -109,6 +114,39 @@ def extract(
         a for a in graph.quantization_annotation if a.tensor_name in inner
     )
     return part
+
+
+def types_of(
+    model: onnx.ModelProto, names: Iterable[str] | None = None
+) -> dict[str, onnx.TypeProto]:
+    """Return types of tensors as the model states them, or, where it does not, as ONNX infers them.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        It is not changed.
+    names : iterable of str or None, default None
+        Tensors that are asked for; None asks for all that nodes of the main graph write. Others may be
+        there too, and those that nobody knows are missing.
+    """
+    graph = model.graph
+    names = _written(graph) if names is None else names
+    known = {
+        value.name: value.type
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if _is_stated(value.type)
+    }
+    if all(name in known for name in names):
+        return known
+    skeleton = export_skeleton(import_graph(model))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return known  # the callers tell what they do without a type
+    found = {
+        value.name: value.type for value in inferred.graph.value_info if value.HasField("type")
+    }
+    return {**found, **known}
 
 
 def _require_ends(
@@ -155,27 +193,6 @@ def _needed_nodes(
     return nodes[::-1]
 
 
-def _types(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, onnx.TypeProto]:
-    """Types of tensors as the model states them, or, where it does not, as ONNX infers them."""
-    graph = model.graph
-    known = {
-        value.name: value.type
-        for value in (*graph.value_info, *graph.input, *graph.output)
-        if _is_stated(value.type)
-    }
-    if all(name in known for name in names):
-        return known
-    skeleton = export_skeleton(import_graph(model))
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    except onnx.shape_inference.InferenceError:
-        return known  # the callers tell what they do without a type
-    found = {
-        value.name: value.type for value in inferred.graph.value_info if value.HasField("type")
-    }
-    return {**found, **known}
-
-
 def _is_stated(kind: onnx.TypeProto) -> bool:
     """Whether a type says enough: for a tensor its element type and its number of axes."""
     if kind.HasField("tensor_type"):
@@ -183,14 +200,14 @@ def _is_stated(kind: onnx.TypeProto) -> bool:
     return kind.WhichOneof("value") is not None
 
 
-def _value_info(name: str, types: dict[str, onnx.TypeProto]) -> onnx.ValueInfoProto:
+def _value_info(name: str, types: Mapping[str, onnx.TypeProto]) -> onnx.ValueInfoProto:
     value = onnx.ValueInfoProto(name=name)
     if name in types:
         value.type.CopyFrom(types[name])
     return value
 
 
-def _typed_value_info(name: str, types: dict[str, onnx.TypeProto]) -> onnx.ValueInfoProto:
+def _typed_value_info(name: str, types: Mapping[str, onnx.TypeProto]) -> onnx.ValueInfoProto:
     value = _value_info(name, types)
     if value.type.WhichOneof("value") is None or (
         value.type.HasField("tensor_type") and not value.type.tensor_type.elem_type

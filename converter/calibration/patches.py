@@ -14,12 +14,25 @@ from numpy.typing import NDArray
 from converter.errors import CalibrationError
 from passes.layers import Layer
 
-__all__ = ["Floats", "ResponseShape", "Tensors", "patch_chunks", "response_shape", "rows_at"]
+__all__ = [
+    "Floats",
+    "ResponseShape",
+    "Tensors",
+    "bytes_of",
+    "patch_chunks",
+    "response_shape",
+    "rows_at",
+]
 
 Floats: TypeAlias = NDArray[np.float32]
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
 CHUNK_BYTES = 2**26  # patches that are gathered at once
+
+
+def bytes_of(tensors: Tensors) -> int:
+    """Return the bytes of some tensors together."""
+    return sum(int(array.nbytes) for array in tensors.values())
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from converter.calibration.patches import (
     Floats,
     ResponseShape,
     Tensors,
+    bytes_of,
     patch_chunks,
     response_shape,
 )
@@ -67,7 +68,7 @@ class _Cut:
 
     @property
     def nbytes(self) -> int:
-        return sum(_bytes_of(batch.tensors) for batch in self.batches)
+        return sum(bytes_of(batch.tensors) for batch in self.batches)
 
 
 class Recorder:
@@ -233,6 +234,10 @@ class Recorder:
         }
         return part
 
+    def forget(self) -> None:
+        """Let go of the tensors that are kept from layer to layer; the next layer starts from the images."""
+        self._cut = None
+
     def threaded(self, threads: int) -> Recorder:
         """Return the same recorder for a process with another number of threads."""
         other = copy(self)
@@ -250,7 +255,7 @@ class Recorder:
         recordings = [TargetGatherer(layer, self._draws[layer.name]) for layer in layers]
         for index, first, batch in self._numbered(self._batches(segment.given, self._batch)):
             tensors = segment.run(batch.tensors)
-            self._note_peak(_fresh_bytes(tensors, batch) + _bytes_of(batch.tensors))
+            self._note_peak(_fresh_bytes(tensors, batch) + bytes_of(batch.tensors))
             for recording in recordings:
                 recording.add(tensors, batch, first, index)
             _advance(progress, batch.count)
@@ -340,14 +345,14 @@ class Recorder:
         held, fits = 0 if cut is None else cut.nbytes, False
         for index, first, batch in self._numbered(self._source(model, cut)):
             tensors = segment.run(batch.tensors)
-            given = _bytes_of(batch.tensors)
+            given = bytes_of(batch.tensors)
             self._note_peak(held + _fresh_bytes(tensors, batch) + (given if cut is None else 0))
             ahead = {name: tensors[name] for name in frontier}
             if index == 0:
                 fits = self._fits(ahead, batch.fed)
             if fits:
                 kept.append(Fed(ahead, batch.count, batch.fed))
-                held += _bytes_of(ahead)
+                held += bytes_of(ahead)
             if fits and cut is not None:  # the new cut replaces the old one batch by batch
                 cut.batches[index] = Fed({}, 0, 0)
                 held -= given
@@ -453,7 +458,7 @@ class Recorder:
             probe = next(batches)
         tensors = segment.run(probe.tensors)
         bound = self._half // 2
-        fitting = max(1, bound * probe.fed // max(1, _bytes_of(tensors)))
+        fitting = max(1, bound * probe.fed // max(1, bytes_of(tensors)))
         if self._fixed is None and fitting < self._batch:
             self.notes.append(
                 f"{fitting} images run at once instead of {self._batch}, so that their tensors "
@@ -497,14 +502,10 @@ class Recorder:
         rows = self._images
         if self._fixed is not None:
             rows = math.ceil(self._images / self._fixed) * self._fixed
-        return _bytes_of(ahead) * rows <= self._half * fed
+        return bytes_of(ahead) * rows <= self._half * fed
 
     def _note_peak(self, held: int) -> None:
         self._peak = max(self._peak, self._sample_bytes + held)
-
-
-def _bytes_of(tensors: Tensors) -> int:
-    return sum(int(array.nbytes) for array in tensors.values())
 
 
 def _fresh_bytes(tensors: Tensors, batch: Fed) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from onnx import numpy_helper
 from converter.calibration.patches import Tensors
 from converter.config import Runtime
 from converter.runtime import open_session, run
+from passes.base import Pass, run_passes
+from passes.exchange import export_model, import_graph
 from passes.expose import extract
 from passes.layers import Layer
 
@@ -24,7 +26,9 @@ __all__ = ["Segment", "frontier_of", "provenance_of"]
 class Segment:
     """Computes some tensors of a model from others; what is given is passed through.
 
-    Raises `PassError` where they cannot be computed from these.
+    `changes` rewrite the part that computes them before it is opened, `label` is what refusals call it, and
+    `types` are those of the model's tensors where they are known already. Raises `PassError` where the wanted
+    tensors cannot be computed from these, the type of one of these is not known, or a change does not fit.
     """
 
     def __init__(
@@ -33,21 +37,30 @@ class Segment:
         given: Sequence[str],
         wanted: Sequence[str],
         runtime: Runtime,
+        *,
+        changes: Sequence[Pass] = (),
+        label: str = "the model",
+        types: Mapping[str, onnx.TypeProto] | None = None,
     ) -> None:
+        self._label = label
         self.given = tuple(given)
         self._wanted = tuple(dict.fromkeys(wanted))
         self._computed = [name for name in self._wanted if name not in self.given]
         self._session: ort.InferenceSession | None = None
         if self._computed:
-            part = extract(model, self.given, self._computed)
+            part = extract(model, self.given, self._computed, types)
             _free_batch(part, model)
-            self._session = open_session(part, runtime, spinning=False)
+            if changes:
+                graph = import_graph(part)
+                run_passes(graph, changes)
+                part = export_model(graph, part)
+            self._session = open_session(part, runtime, spinning=False, label=label)
 
     def run(self, tensors: Tensors) -> Tensors:
         """Return the wanted tensors of one batch."""
         results: dict[str, NDArray[Any]] = {}
         if self._session is not None:
-            arrays = run(self._session, self._computed, tensors)
+            arrays = run(self._session, self._computed, tensors, label=self._label)
             results = dict(zip(self._computed, arrays, strict=True))
         return {name: results[name] if name in results else tensors[name] for name in self._wanted}
 
@@ -71,8 +84,10 @@ def _first_axis(value: onnx.ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Di
     return list(value.type.tensor_type.shape.dim[:1])
 
 
-def frontier_of(graph: onnx.GraphProto, layer: Layer) -> tuple[str, ...]:
-    """Return the tensors that exist before the layer's node and that it or later nodes read.
+def frontier_of(
+    graph: onnx.GraphProto, layer: Layer, wanted: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the tensors that exist before the layer's node and that it or later nodes read, or are wanted.
 
     Those that no input of the model changes are left out: they are computed where they are needed.
     """
@@ -93,7 +108,7 @@ def frontier_of(graph: onnx.GraphProto, layer: Layer) -> tuple[str, ...]:
     for node, names in zip(graph.node[:at], reads, strict=False):
         if not varying.isdisjoint(names):
             varying.update(name for name in node.output if name)
-    return tuple(sorted(varying.intersection(set().union(*reads[at:]))))
+    return tuple(sorted(varying.intersection(set(wanted).union(*reads[at:]))))
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

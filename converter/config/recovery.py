@@ -23,7 +23,7 @@ class RecoverySettings:
     seconds : float or None, default None
         Time that the training takes, judging on held-out images within it, above 0; not beside `epochs`.
     epochs : float or None, default None
-        How often it goes through the images, above 0.
+        How often it goes through the images, above 0. With `mirrored`, an image and its mirror image are two.
     batch : int, default 64
         Images of one step, from 2.
     rate : float, default 0.003

@@ -25,6 +25,8 @@ _COLOURS = (1, 3, 4)
 """Channels that an image may have; an axis of such a length tells the layout."""
 _REACH = 1 / 8
 """Images are shifted by up to this share of their sides."""
+_APART = 2048
+"""Images after which they have their next turn."""
 _READ = 256
 _HALF = float(np.finfo(np.float16).max)
 
@@ -74,17 +76,39 @@ class Images:
 
         return None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
 
-    def rows_of(self, step: int, size: int, seed: int) -> NDArray[np.int64]:
-        """Say which images a step sees: each epoch goes through all of them in an order of its own."""
-        size = min(size, len(self))
-        per_epoch = len(self) // size
-        epoch, at = divmod(step, per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(len(self))
-        return order[at * size : (at + 1) * size]
+    def seen_at(
+        self, step: int, size: int, seed: int, turns: int = 1
+    ) -> tuple[NDArray[np.int64], int, int]:
+        """Say which images a step sees, in which pass over all of them, and in which of its turns.
 
-    def pass_of(self, step: int, size: int) -> int:
-        """Say how often all images were seen before a step."""
-        return step // (len(self) // min(size, len(self)))
+        Each pass goes through all images in an order of its own. Where it has several turns, that order is
+        cut into runs of about `_APART` images, and each run is seen in all turns, each time in another order,
+        before the next one begins: so training for less than a pass has all turns too.
+
+        Parameters
+        ----------
+        step, size : int
+            Number of the step, and its images.
+        seed : int
+        turns : int, default 1
+            How often a pass sees each image.
+
+        Returns
+        -------
+        tuple of (ndarray of shape (size,), int64, int, int)
+            Rows, number of the pass, number of the turn.
+        """
+        size = min(size, len(self))
+        steps, most = len(self) // size, max(1, _APART // size)
+        seen, at = divmod(step, turns * steps)
+        first = at // (turns * most) * most
+        steps = min(most, steps - first)
+        turn, at = divmod(at - turns * first, steps)
+        order = np.random.default_rng((seed, seen)).permutation(len(self))
+        rows = order[first * size : (first + steps) * size]
+        if turn:
+            rows = np.random.default_rng((seed, seen, first, turn)).permutation(rows)
+        return rows[at * size : (at + 1) * size], seen, turn
 
     def chances(self, rows: NDArray[np.int64], seed: tuple[int, ...]) -> NDArray[np.float64]:
         """Give what decides how some images are changed, (n, 3): the same for the same image and seed."""

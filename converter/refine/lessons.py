@@ -5,8 +5,8 @@ variant is kept, and not computed again when that one's turn comes once more: at
 multiply-accumulates, the original has two thirds of those of a step.
 
 Where all answers are means over an image and its mirror image, they are the same for both. If images are
-flipped and answers kept, each variant is then seen in one pass as it is and in the next one turned round,
-and the original is asked in the first alone.
+flipped and answers kept, each variant is then seen as it is and soon after turned round, and the original is
+asked for the first alone: a short training, in which it has most of the work, makes up to twice the steps.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Lessons:
         # what is no score of a class, as a map, is another one for the mirror image
         scores_alone = all(each.ndim == 3 and each.shape[2] >= 2 for each in self._answers.values())
         flipped = networks.mirrored and "flip" in settings.augment
-        self._turns = 2 if flipped and scores_alone else 1
+        self._turns = 2 if flipped and scores_alone and self.variants is not None else 1
 
     def _room(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Make room for answers, none where they are too many, and for which of them are known."""
@@ -99,13 +99,13 @@ class Lessons:
             What the original runs under.
         """
         settings, images = self._settings, self._images
-        rows = images.rows_of(step, size, settings.seed)
-        variant, turned, new = self._seen_as(images.pass_of(step, size))
+        rows, seen, turn = images.seen_at(step, size, settings.seed, self._turns)
+        variant = seen if self.variants is None else seen % self.variants
         feeds = images.batch(rows, settings.device)
         if settings.augment:
             chances = images.chances(rows, (settings.seed, 1, variant))
             feeds = augmented(feeds, settings.augment, chances)
-        if turned:
+        if turn:
             feeds = mirror_images(feeds)
         if self.variants is not None and bool(self._known[variant, rows].all()):
             kept = {name: each[variant, rows] for name, each in self._answers.items()}
@@ -116,13 +116,6 @@ class Lessons:
             for name, each in self._answers.items():
                 each[variant, rows] = answers[name].float().cpu()
             self._known[variant, rows] = True
-            if not new:
+            if seen != variant or turn:  # not for the first time
                 answers = {name: answers[name] for name in self._answers}
         return rows, feeds, answers
-
-    def _seen_as(self, seen: int) -> tuple[int, bool, bool]:
-        """Say in which variant a pass sees images, whether turned round, and whether for the first time."""
-        if self.variants is None:
-            return seen, False, True
-        variant, turn = divmod(seen % (self._turns * self.variants), self._turns)
-        return variant, turn == 1, seen < self._turns * self.variants and turn == 0

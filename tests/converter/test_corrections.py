@@ -27,7 +27,7 @@ from converter.schemes import KEEP, Candidate, Form
 from converter.work import Work
 from passes.split import Branches, Factor
 
-TEXT = """<ir_version: 8, opset_import: ["": 17]>
+TEXT = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
 two (float[%s, 3, 8, 8] x) => (float[n, 6] y) {
     [first] c = Conv <pads = [1, 1, 1, 1]> (x, a)
     r = Relu (c)
@@ -49,14 +49,26 @@ BRANCHES = Branches(
 
 
 def prepared(
-    folder: Path, *, batch: str = "n", classes: bool = False, work: Work | None = None
+    folder: Path,
+    *,
+    batch: str = "n",
+    op: str = "Relu",
+    classes: bool = False,
+    anchors: bool = False,
+    work: Work | None = None,
 ) -> Prepared:
     random = np.random.default_rng(0)
-    text = TEXT % batch
+    text = (TEXT % batch).replace("Relu", op)
     if classes:
         text = text.replace("(float[n, 6] y)", "(int64[n, 1] best)")
         text = text.replace("(f, w)\n", "(f, w)\n best = ArgMax <axis = 1> (y)\n")
+    if anchors:
+        text = text.replace("[n, 6] y)", "[n, 6] y, float[1, 4] anchors)")
     model = onnx.parser.parse_model(text)
+    if anchors:
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.ones((1, 4), np.float32), "anchors")
+        )
     for name, shape in SHAPES.items():
         weight = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), name))
@@ -88,9 +100,13 @@ def answers(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.f
     return np.concatenate(rows).astype(np.float64)
 
 
-@pytest.mark.parametrize("batch", ["n", "16"], ids=["free batch", "batch of 16"])
-def test_the_form_that_is_measured_has_its_very_error(tmp_path: Path, batch: str) -> None:
-    given = prepared(tmp_path, batch=batch)
+@pytest.mark.parametrize(
+    ("batch", "op"),
+    [("n", "Relu"), ("16", "Relu"), ("n", "com.microsoft.QuickGelu")],
+    ids=["free batch", "batch of 16", "a type that nobody knows"],
+)
+def test_the_form_that_is_measured_has_its_very_error(tmp_path: Path, batch: str, op: str) -> None:
+    given = prepared(tmp_path, batch=batch, op=op)
     at = module._chosen(given.candidates, given.probes)["second"]
     before = correct(given)
     models = [given.original, rewritten(given, {"second": at.branches})]
@@ -129,9 +145,18 @@ def test_layers_differ_and_no_factor_is_without_bounds(
 
 def test_without_scores_everything_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = prepared(tmp_path, classes=True)
-    monkeypatch.setattr(module, "rewritten", None)
+    monkeypatch.setattr(module, "Walk", None)
     before = correct(given)
     assert given.candidates == before
+
+
+def test_an_output_that_no_node_writes_does_not_count(tmp_path: Path) -> None:
+    found = []
+    for anchors in (False, True):
+        given = prepared(tmp_path, anchors=anchors)
+        correct(given)
+        found.append([each.effect for each in given.candidates["second"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_finished_layers_are_taken_from_the_work_folder(
@@ -141,12 +166,12 @@ def test_finished_layers_are_taken_from_the_work_folder(
     correct(first)
     again = prepared(tmp_path, work=Work(tmp_path / "work"))
     with monkeypatch.context() as patched:
-        patched.setattr(module, "rewritten", None)
+        patched.setattr(module, "Walk", None)
         correct(again)
     assert again.candidates == first.candidates
     # another network behind the same layers, as where Ω could not be measured
     other = dataclasses.replace(prepared(tmp_path, work=Work(tmp_path / "work")), digest="other")
-    monkeypatch.setattr(module, "rewritten", None)
+    monkeypatch.setattr(module, "Walk", None)
     with pytest.raises(TypeError):
         correct(other)
 

@@ -84,13 +84,40 @@ def test_every_tenth_is_held_out_and_no_image_is_lost() -> None:
 def test_an_epoch_sees_each_image_once_in_an_order_of_its_own() -> None:
     images = Images({"x": pictures(12)})
     epochs = [
-        np.concatenate([images.rows_of(epoch * 3 + at, 4, seed=5) for at in range(3)])
+        np.concatenate([images.seen_at(epoch * 3 + at, 4, seed=5)[0] for at in range(3)])
         for epoch in range(2)
     ]
     for epoch in epochs:
         assert sorted(epoch) == list(range(12))
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert images.rows_of(4, 4, seed=5).tolist() == epochs[1][4:8].tolist()
+    assert images.seen_at(4, 4, seed=5)[0].tolist() == epochs[1][4:8].tolist()
+    assert [images.seen_at(step, 5, seed=5)[1:] for step in (0, 1, 2, 4)] == [
+        *((0, 0), (0, 0), (1, 0), (2, 0))
+    ]
+
+
+@pytest.mark.parametrize("apart", [1, 8, 12, 2048])
+def test_some_images_have_all_their_turns_before_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch, apart: int
+) -> None:
+    monkeypatch.setattr("converter.refine.images._APART", apart)
+    images = Images({"x": pictures(23)})
+    steps = [images.seen_at(step, 4, seed=5, turns=2) for step in range(2 * 10)]
+    assert [seen for _, seen, _ in steps] == [0] * 10 + [1] * 10
+    together = max(1, apart // 4)
+    for start in (0, 10):
+        of_turns = [
+            [rows for rows, _, turn in steps[start : start + 10] if turn == each] for each in (0, 1)
+        ]
+        first, second = map(np.concatenate, of_turns)
+        assert len(np.unique(first)) == 20
+        for at in range(0, 20, 4 * together):
+            block = slice(at, at + 4 * together)
+            assert sorted(first[block]) == sorted(second[block])
+        assert together == 1 or first.tolist() != second.tolist()
+        turns = [turn for _, _, turn in steps[start : start + 10]]
+        lengths = [min(together, 5 - at) for at in range(0, 5, together)]
+        assert turns == [turn for length in lengths for turn in [0] * length + [1] * length]
 
 
 def chances(count: int, seed: int) -> NDArray[np.float64]:
@@ -102,7 +129,6 @@ def test_an_image_is_changed_alike_whatever_it_comes_with() -> None:
     whole = images.chances(np.arange(12), (5, 1))
     np.testing.assert_array_equal(images.chances(np.array([7, 2]), (5, 1)), whole[[7, 2]])
     assert not np.array_equal(images.chances(np.arange(12), (5, 2)), whole)
-    assert [images.pass_of(step, 5) for step in (0, 1, 2, 4)] == [0, 0, 1, 2]
 
 
 def test_a_flip_turns_some_images_round_and_leaves_the_rest() -> None:

@@ -76,18 +76,25 @@ def test_answers_are_those_of_the_original_and_most_are_kept(
     assert networks.asked < 4 * 2 * variants
 
 
-def test_a_run_that_goes_on_learns_the_same() -> None:
-    whole, _ = lessons()
-    cut, _ = lessons()
-    for step in range(4 * VARIANTS):
+@pytest.mark.parametrize(
+    ("mirrored", "start"), [(False, 4 * VARIANTS), (True, 2)], ids=["in time", "between two turns"]
+)
+def test_a_run_that_goes_on_learns_the_same(
+    monkeypatch: pytest.MonkeyPatch, mirrored: bool, start: int
+) -> None:
+    monkeypatch.setattr("converter.refine.images._APART", 10)
+    whole, _ = lessons(mirrored=mirrored)
+    cut, _ = lessons(mirrored=mirrored)
+    for step in range(start):
         whole.lesson(step, 5, nullcontext())
-    for step in range(4 * VARIANTS, 4 * VARIANTS + 8):
+    for step in range(start, start + 8):
         (rows, feeds, answers), (again, same, found) = (
             each.lesson(step, 5, nullcontext()) for each in (whole, cut)
         )
         np.testing.assert_array_equal(rows, again)
         assert torch.equal(feeds["x"], same["x"])
-        assert answers.keys() == found.keys() == {"y"}
+        assert answers.keys() == found.keys()
+        assert ("r" in answers) == (mirrored and step % 4 < 2)
         torch.testing.assert_close(answers["y"], found["y"], rtol=1e-5, atol=1e-6)
 
 
@@ -106,24 +113,25 @@ def test_answers_that_are_too_large_are_not_kept(monkeypatch: pytest.MonkeyPatch
     assert all(len({image.numpy().tobytes() for image in each}) > 2 for each in seen.values())
 
 
-def test_an_image_and_its_mirror_image_have_one_answer() -> None:
+def test_an_image_and_its_mirror_image_have_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.refine.images._APART", 10)
     made, networks = lessons(mirrored=True)
-    passes: list[dict[int, torch.Tensor]] = []
+    turns: list[dict[int, torch.Tensor]] = []
     for step in range(4 * 2 * VARIANTS):
         asked = networks.asked
         rows, feeds, answers = made.lesson(step, 5, nullcontext())
         expected = networks._networks.original(feeds)["y"]
         torch.testing.assert_close(answers["y"], expected, rtol=1e-5, atol=1e-6)
-        seen, at = divmod(step, 4)
-        passes += [{}] if at == 0 else []
-        passes[-1].update(zip(rows.tolist(), feeds["x"], strict=True))
-        # each other pass asks only of the few images that the one before it left out
-        assert ("r" in answers) == (seen % 2 == 0)
-        assert networks.asked == asked + 1 or seen % 2 == 1
-    assert networks.asked < 4 * VARIANTS + 3 * VARIANTS
-    for first, second in zip(passes[::2], passes[1::2], strict=True):
-        for row in first.keys() & second.keys():
-            assert torch.equal(second[row], first[row].flip(2))
+        # two steps see ten images, and the next two see them turned round
+        run, at = divmod(step, 2)
+        turns += [{}] if at == 0 else []
+        turns[-1].update(zip(rows.tolist(), feeds["x"], strict=True))
+        assert ("r" in answers) == (run % 2 == 0)
+        assert networks.asked == asked + (run % 2 == 0)
+    for first, second in zip(turns[::2], turns[1::2], strict=True):
+        assert first.keys() == second.keys()
+        for row, image in first.items():
+            assert torch.equal(second[row], image.flip(2))
 
 
 def test_a_map_is_another_one_for_the_mirror_image() -> None:
