@@ -7,6 +7,8 @@ value thresholding); Halko, Martinsson, Tropp, arXiv:0909.4061 (the randomised r
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,11 @@ __all__ = ["activate", "group_shrink", "response_prox", "singular_shrink", "trun
 DENSE_LIMIT = 1024
 """Up to so many rows a full eigendecomposition is used; above it, a randomised one of the rank asked for."""
 
-NEWTON_STEPS = 8
-NEWTON_STARTS = (-2.99, -1.5, 0.0, 1.5, 2.99)
+NEWTON_STEPS = 5
+RISING = -0.8
+"""From here on SiLU rises: its least value is at -1.28."""
+TOGETHER = 2**17
+"""Elements that a CPU works on at once, so that what is made of them on the way stays in its caches."""
 
 
 def activate(activation: Activation, y: Tensor) -> Tensor:
@@ -52,16 +57,19 @@ def response_prox(activation: Activation, wanted: Tensor, v: Tensor, rho: float)
     Returns
     -------
     Tensor
-        The exact minimum where φ is piecewise linear; for SiLU and HardSwish the best of a few
-        safeguarded Newton descents and of the starting points.
+        The exact minimum; for SiLU the best of two safeguarded Newton descents and of where they started,
+        one for each side of the least value of φ.
     """
     if activation.kind == "identity":
         return (wanted + rho * v) / (1 + rho)
-    if activation.kind in ("relu", "leaky_relu", "clip"):
-        return _best_candidate(
-            activation, wanted, v, rho, _piecewise_minima(activation, wanted, v, rho)
-        )
-    return _newton(activation, wanted, v, rho)
+    minima = _MINIMA.get(activation.kind, _piecewise_minima)
+
+    def least(wanted: Tensor, v: Tensor) -> Tensor:
+        return _best_candidate(activation, wanted, v, rho, minima(activation, wanted, v, rho))
+
+    together = TOGETHER * len(v) // max(v.numel(), 1) if v.device.type == "cpu" else len(v)
+    parts = [torch.split(each, max(together, 1)) for each in (wanted, v)]
+    return torch.cat([least(*part) for part in zip(*parts, strict=True)])
 
 
 def _piecewise_minima(
@@ -99,33 +107,53 @@ def _best_candidate(
     return best
 
 
-def _slopes(activation: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of φ for the smooth (or piecewise quadratic) activations."""
-    if activation.kind == "silu":
-        s = torch.sigmoid(z)
-        first = s * (1 + z * (1 - s))
-        return first, s * (1 - s) * (2 + z * (1 - 2 * s))
-    inside = ((z > -3) & (z < 3)).to(z.dtype)
-    above = (z >= 3).to(z.dtype)
-    return inside * (z / 3 + 0.5) + above, inside / 3
-
-
-def _newton(activation: Activation, wanted: Tensor, v: Tensor, rho: float) -> Tensor:
-    starts = [v, wanted, *(torch.full_like(v, at) for at in NEWTON_STARTS)]
+def _silu_minima(activation: Activation, wanted: Tensor, v: Tensor, rho: float) -> list[Tensor]:
+    del activation
+    starts = [v, ((wanted + rho * v) / (1 + rho)).clamp_min(RISING)]
     candidates = list(starts)
-    if activation.kind == "hard_swish":  # its outer branches are linear: exact there
-        candidates += [v.clamp_max(-3), ((wanted + rho * v) / (1 + rho)).clamp_min(3)]
     for start in starts:
         z = start
         for _ in range(NEWTON_STEPS):
-            first, second = _slopes(activation, z)
-            error = activate(activation, z) - wanted
+            s = torch.sigmoid(z)
+            value, rest = z * s, 1 - s
+            first = s + value * rest
+            second = rest * (first + s - value * s)
+            error = value - wanted
             gradient = error * first + rho * (z - v)
             # the Gauss-Newton curvature is positive where the true one may not be
             curvature = (first.square() + error * second + rho).clamp_min(rho)
             z = z - (gradient / curvature).clamp(-4, 4)
         candidates.append(z)
-    return _best_candidate(activation, wanted, v, rho, candidates)
+    return candidates
+
+
+def _hard_swish_minima(
+    activation: Activation, wanted: Tensor, v: Tensor, rho: float
+) -> list[Tensor]:
+    """Give the minimum of both linear branches, and the least and the largest of the one between them.
+
+    There φ = (t² − 9/4) / 6 with t = z + 3/2, so that a minimum is a root of a cubic, t³ + p t + q.
+    """
+    del activation
+    p = 18 * rho - 6 * wanted - 2.25
+    q = -18 * rho * (1.5 + v)
+    scale = (p.abs() / 3).sqrt().clamp_min(1e-6)
+    x = q / (2 * scale**3)
+    far = x.abs().clamp_min(1)
+    single = torch.where(
+        p > 0,
+        torch.sinh(torch.asinh(x) / 3),
+        torch.cosh(torch.acosh(far) / 3).copysign(x),
+    )
+    angle = torch.acos(-x.clamp(-1, 1)) / 3
+    several = (p < 0) & (x.abs() < 1)
+    largest = torch.where(several, torch.cos(angle), -single)
+    least = torch.where(several, torch.cos(angle + 2 * math.pi / 3), -single)
+    inner = [(2 * scale * each - 1.5).clamp(-3, 3) for each in (largest, least)]
+    return [v, *inner, v.clamp_max(-3), ((wanted + rho * v) / (1 + rho)).clamp_min(3)]
+
+
+_MINIMA = {"silu": _silu_minima, "hard_swish": _hard_swish_minima}
 
 
 def group_shrink(blocks: Tensor, threshold: float) -> Tensor:

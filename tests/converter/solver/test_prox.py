@@ -67,10 +67,10 @@ def test_activate_is_the_function_of_torch(activation: Activation) -> None:
     torch.testing.assert_close(activate(activation, y), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("activation", PIECEWISE, ids=str)
+@pytest.mark.parametrize("activation", [*PIECEWISE, Activation("hard_swish")], ids=str)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), original=responses, rho=penalties)
-def test_response_prox_of_linear_branches_is_nowhere_above_the_grid(
+def test_response_prox_with_a_closed_form_is_nowhere_above_the_grid(
     activation: Activation, data: st.DataObject, original: list[float], rho: float
 ) -> None:
     wanted = activate(activation, torch.tensor(original, dtype=torch.float64))
@@ -96,7 +96,7 @@ def test_response_prox_of_a_smooth_activation_is_nowhere_above_the_grid(
         dtype=torch.float64,
     )
     found = cost(activation, wanted, v, rho, response_prox(activation, wanted, v, rho))
-    # not a closed form: eight Newton steps leave this much
+    # not a closed form: Newton steps leave this much
     assert torch.all(found <= least_on_grid(activation, wanted, v, rho) * (1 + 1e-3) + 1e-5)
     assert torch.all(found <= cost(activation, wanted, v, rho, v))
 
@@ -113,7 +113,7 @@ def test_response_prox_finds_the_kinks_of_hard_swish() -> None:
         least = torch.stack(
             [least_on_grid(activation, w, x, rho) for w, x in zip(wanted, v, strict=True)]
         )
-        assert torch.all(found <= least * (1 + 1e-3) + 1e-5)
+        assert torch.all(found <= least * (1 + 1e-12) + 1e-12)
 
 
 @pytest.mark.parametrize("activation", PIECEWISE + SMOOTH, ids=str)
@@ -121,6 +121,30 @@ def test_response_prox_leaves_what_is_already_right(activation: Activation) -> N
     v = torch.linspace(-8, 8, 65, dtype=torch.float64)
     z = response_prox(activation, activate(activation, v), v, 1.0)
     torch.testing.assert_close(z, v, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [*PIECEWISE, *SMOOTH], ids=str)
+def test_response_prox_is_the_same_for_parts(
+    monkeypatch: pytest.MonkeyPatch, activation: Activation
+) -> None:
+    wanted, v = activate(activation, 3 * seeded(7, 5)), 3 * seeded(7, 5, seed=1)
+    whole = response_prox(activation, wanted, v, 0.5)
+    for together in (1, 12, 35):
+        monkeypatch.setattr(prox, "TOGETHER", together)
+        torch.testing.assert_close(
+            response_prox(activation, wanted, v, 0.5), whole, rtol=0, atol=1e-12
+        )
+    assert response_prox(activation, wanted[:0], v[:0], 0.5).shape == (0, 5)
+
+
+@pytest.mark.parametrize("rho", [0.25, 5.0, 1e4])
+def test_response_prox_of_hard_swish_is_as_good_in_single_precision(rho: float) -> None:
+    activation = Activation("hard_swish")
+    wanted, v = activate(activation, 4 * seeded(2000)), 4 * seeded(2000, seed=1)
+    exact = response_prox(activation, wanted, v, rho)
+    found = response_prox(activation, wanted.float(), v.float(), rho).double()
+    least = cost(activation, wanted, v, rho, exact)
+    assert torch.all(cost(activation, wanted, v, rho, found) <= least * (1 + 1e-4) + 1e-8 * rho)
 
 
 def test_response_prox_of_relu_leaves_free_what_the_relu_hides() -> None:
