@@ -82,9 +82,15 @@ def _mean(step: Step, *operands: Tensor) -> Tensor:
     return _sum(step, *operands) / len(operands)
 
 
-def _equal(step: Step, a: Tensor, b: Tensor) -> Tensor:
-    del step
-    return a == b
+def _comparison(name: str) -> Operator:
+    """Make an operator of a method of Tensor that takes another one."""
+
+    def apply(step: Step, a: Tensor, b: Tensor) -> Tensor:
+        del step
+        result: Tensor = getattr(a, name)(b)
+        return result
+
+    return apply
 
 
 def _where(step: Step, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -104,15 +110,22 @@ def _cast(step: Step, x: Tensor) -> Tensor:
     return x.to(dtype)
 
 
-def _reduction(name: str) -> Operator:
-    """Make an operator of a method of Tensor that reduces axes."""
+def _norm(x: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
+    return x.square().sum(axes, keepdim=keepdim).sqrt()
+
+
+def _reduction(reduce: str | Callable[..., Tensor]) -> Operator:
+    """Make an operator of a method of Tensor, or of a function, that reduces axes."""
 
     def apply(step: Step, x: Tensor, axes: Tensor | None = None) -> Tensor:
         chosen = step.axes(axes)
         if x.ndim == 0 or (not chosen and step.whole("noop_with_empty_axes", 0)):
             return x
         kept = bool(step.whole("keepdims", 1))
-        result: Tensor = getattr(x, name)(chosen or list(range(x.ndim)), keepdim=kept)
+        over = chosen or list(range(x.ndim))
+        if callable(reduce):
+            return reduce(x, over, keepdim=kept)
+        result: Tensor = getattr(x, reduce)(over, keepdim=kept)
         return result
 
     return apply
@@ -230,6 +243,18 @@ def _split(step: Step, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, 
         parts += [x.shape[axis] - sum(parts)] * (len(step.outputs) - len(parts))
     starts = np.cumsum([0, *parts[:-1]]).tolist()
     return tuple(x.narrow(axis, start, size) for start, size in zip(starts, parts, strict=True))
+
+
+def _range(step: Step, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    import torch
+
+    ends = [each.item() for each in (start, limit, delta)]
+    return torch.arange(*ends, dtype=start.dtype, device=step.device)
+
+
+def _tile(step: Step, x: Tensor, repeats: Tensor) -> Tensor:
+    del step
+    return x.repeat(wholes(repeats))
 
 
 def _expand(step: Step, x: Tensor, shape: Tensor) -> Tensor:
@@ -382,36 +407,52 @@ _ROUNDINGS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
 TENSORS: dict[str, Operator] = {
     "Abs": method("abs"),
     "Add": _add,
+    "And": _comparison("logical_and"),
     "Cast": _cast,
+    "Ceil": method("ceil"),
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "Cos": method("cos"),
     "DepthToSpace": _depth_to_space,
     "Div": _div,
     "Dropout": _dropout,
-    "Equal": _equal,
+    "Equal": _comparison("eq"),
     "Erf": method("erf"),
     "Exp": method("exp"),
     "Expand": _expand,
     "Flatten": _flatten,
+    "Floor": method("floor"),
     "Gather": _gather,
+    "Greater": _comparison("gt"),
+    "GreaterOrEqual": _comparison("ge"),
     "Identity": _identity,
+    "Less": _comparison("lt"),
+    "LessOrEqual": _comparison("le"),
+    "Log": method("log"),
     "MatMul": _matmul,
     "Max": _max,
     "Mean": _mean,
     "Min": _min,
     "Mul": _mul,
     "Neg": method("neg"),
+    "Not": method("logical_not"),
+    "Or": _comparison("logical_or"),
     "Pad": _pad,
     "Pow": _pow,
+    "Range": _range,
     "Reciprocal": method("reciprocal"),
+    "ReduceL2": _reduction(_norm),
     "ReduceMax": _reduction("amax"),
     "ReduceMean": _reduction("mean"),
     "ReduceMin": _reduction("amin"),
     "ReduceSum": _reduction("sum"),
     "Reshape": _reshape,
     "Resize": _resize,
+    "Round": method("round"),
     "Shape": _shape,
+    "Sign": method("sign"),
+    "Sin": method("sin"),
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
@@ -419,6 +460,7 @@ TENSORS: dict[str, Operator] = {
     "Squeeze": _squeeze,
     "Sub": _sub,
     "Sum": _sum,
+    "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Upsample": _upsample,

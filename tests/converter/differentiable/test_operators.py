@@ -117,10 +117,40 @@ CASES: dict[str, tuple[int, str]] = {
         for op in (
             *("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Neg", "Abs", "HardSwish", "Softplus"),
             *("GlobalAveragePool", "GlobalMaxPool", "Identity", "Elu", "LeakyRelu", "HardSigmoid"),
+            *("Ceil", "Cos", "Floor", "Round", "Sign", "Sin", "ReduceL2"),
         )
     },
     "mish": (18, one("y = Mish (x)")),
     "sqrt": (17, one("a = Abs (x) b = Sqrt (a) y = Reciprocal (b)")),
+    "log": (17, one("a = Abs (x) b = Add (a, c) y = Log (b)", constants="float c = {0.1}")),
+    "norm of axes": (17, one("y = ReduceL2 <axes=[1], keepdims=0> (x)", output="float[n,h,w2] y")),
+    "tile": (17, one("y = Tile (x, r)", constants="int64[4] r = {1, 2, 1, 3}")),
+    "grid of a range": (
+        17,
+        one(
+            "s = Shape (x) h = Gather (s, two) r = Range (zero, h, one) f = Cast <to=1> (r) "
+            "t = Range (low, high, step) m = ReduceMax <keepdims=0> (t) "
+            "g = Unsqueeze (f, one1) a = Add (x, g) y = Mul (a, m)",
+            constants="int64 two = {2}, int64 zero = {0}, int64 one = {1}, int64[1] one1 = {1}, "
+            "float low = {0.5}, float high = {2.1}, float step = {0.25}",
+        ),
+    ),
+    **{
+        f"where {name}": (
+            17,
+            one(
+                f"a = {test} b = Not (a) c = {join} (a, b) d = Where (c, x, o) e = Where (b, x, o) "
+                "y = Add (d, e)",
+                f"{X4}, {X4.replace(' x', ' o')}",
+            ),
+        )
+        for name, test, join in (
+            ("greater", "Greater (x, o)", "And"),
+            ("no less", "GreaterOrEqual (x, o)", "Or"),
+            ("less", "Less (x, o)", "Or"),
+            ("no greater", "LessOrEqual (x, o)", "And"),
+        )
+    },
     "leaky relu alpha": (17, one("y = LeakyRelu <alpha=0.3> (x)")),
     "elu alpha": (17, one("y = Elu <alpha=0.3> (x)")),
     "hard sigmoid alpha": (17, one("y = HardSigmoid <alpha=0.3, beta=0.4> (x)")),
