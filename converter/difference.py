@@ -121,6 +121,7 @@ _RULES: dict[str, Any] = {
             },
         },
         "latency": {"type": ["object", "null"]},
+        "answers": {"type": ["object", "null"]},
         "recovery": {"type": ["object", "null"]},
         "quantization": {"type": ["object", "null"]},
         "search": {"type": ["object", "null"]},
@@ -225,6 +226,8 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("macs_after", "macs_reduction", "params_after", "params_reduction")
     }
     found.update(_of(report.get("latency"), "original_ms", "converted_ms", "speedup"))
+    off = _of(report.get("answers"), "error", "agreement")
+    found.update({f"{name} of answers": value for name, value in off.items()})
     recovery = report.get("recovery") or {}
     for state in ("before", "after"):
         judged = _of(recovery.get(state), "loss", "agreement")

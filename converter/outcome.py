@@ -13,7 +13,7 @@ from passes.base import PassResult
 if TYPE_CHECKING:
     from converter.front import FrontPoint
 
-__all__ = ["Conversion", "Drop", "Latency", "LayerOutcome", "Probe", "Search", "Stage"]
+__all__ = ["Answers", "Conversion", "Drop", "Latency", "LayerOutcome", "Probe", "Search", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,26 @@ class Latency:
     def off_at_pace(self) -> float:
         """By how much it was off at the pace of the measurement; as `off` where it was not far off."""
         return self.predicted_ms / (self.pace or 1.0) / self.converted_ms - 1.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How far the answers of a conversion are from the original's, on calibration images.
+
+    Attributes
+    ----------
+    error : float
+        Squared error relative to the variance over the images, mean over the outputs; infinite where an
+        answer is not finite or has another shape.
+    agreement : float or None
+        Share of images with the same best class; None for networks that are no classifiers.
+    images : int
+        How many it was measured on: where there are enough, those that the fits kept back.
+    """
+
+    error: float
+    agreement: float | None
+    images: int
 
 
 @dataclass(frozen=True)
@@ -241,6 +261,8 @@ class Conversion:
         Predicted: the best plans for some budgets, from the original on.
     planned : FrontPoint or None, default None
         The plan that was carried out, as it was predicted; layers may have been put back since.
+    answers : Answers or None, default None
+        Of the model in float32, after a recovery where there is one; None where no layer was replaced.
     """
 
     source: Path
@@ -265,6 +287,7 @@ class Conversion:
     quantization: dict[str, Any] | None = None
     front: tuple[FrontPoint, ...] = ()
     planned: FrontPoint | None = None
+    answers: Answers | None = None
     format: str = field(default="twofold-conversion-2")
 
     @property

@@ -27,12 +27,13 @@ from converter.config import (
     SolverSettings,
     Target,
 )
+from converter.deviation import compare_answers
 from converter.drop import measure_drop, set_apart
 from converter.errors import ConfigError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, shares_of
 from converter.model_file import external_files, load_model, model_digest, save_model
-from converter.outcome import Conversion, Drop
+from converter.outcome import Answers, Conversion, Drop
 from converter.output_file import check_output_path
 from converter.pace import Paced, begin
 from converter.preparation import Clock, Prepared, Start, normalised_model
@@ -52,6 +53,9 @@ from converter.tolerance import Tolerance, search
 from converter.work import Work
 
 __all__ = ["convert", "peak_memory_mib"]
+
+FAR_OFF = 0.1
+"""Error of the answers, relative to how they vary between images, that a note warns of."""
 
 Source: TypeAlias = Path | DataReader | CalibrationSet
 
@@ -199,6 +203,19 @@ def convert(
         for part in range(max(parts, 2)):
             checkpoint_of(out, part).unlink(missing_ok=True)
 
+    answers = None
+    if done.replaced:
+        with clock.stage("compare answers"), progress.stage("compare answers", 1):
+            answers = compare_answers(
+                load_model(model),
+                done.model if recovered is None else recovered.model,
+                data,
+                target.runtime,
+                macs=prepared.cost.macs,
+                batch=calibration.batch,
+                memory_mib=calibration.memory_mib,
+            )
+
     # likewise; last, since nothing can be fitted or trained any more
     quantized = None
     if quantization is not None:
@@ -241,6 +258,7 @@ def convert(
             *left_out.notes,
             *done.notes,
             *(() if recovered is None else recovered.notes),
+            *_far_off(answers),
             *kept_notes,
         ),
         settings={
@@ -270,6 +288,7 @@ def convert(
         quantization=None if quantized is None else quantized.to_dict(),
         front=tuple(front),
         planned=predicted_point(prepared, paced, done.choice),
+        answers=answers,
     )
 
 
@@ -382,6 +401,16 @@ def _check_result(model: onnx.ModelProto, prepared: Prepared, target: Target, ou
         raise SolverError(
             f"the converted model answers with NaN or infinity, so {out} was not written"
         )
+
+
+def _far_off(answers: Answers | None) -> tuple[str, ...]:
+    """Warn of answers that are another network's."""
+    if answers is None or answers.error < FAR_OFF:
+        return ()
+    return (
+        f"the answers are off by {100 * answers.error:.0f} % of how they vary between images; ask for "
+        "less, let --max-drop find what is possible, or let the model learn with --recover",
+    )
 
 
 def peak_memory_mib() -> float:

@@ -27,6 +27,7 @@ REPORT: dict[str, Any] = {
     ],
     "stages": [{"name": "read", "seconds": 1.5}, {"name": "fit", "seconds": 2.0}],
     "latency": {"original_ms": 4.0, "converted_ms": 2.0, "speedup": 2.0},
+    "answers": {"error": 0.01, "agreement": 0.98, "images": 250},
     "macs_reduction": 2.1,
     "peak_memory_mib": 500.0,
 }
@@ -56,6 +57,8 @@ def test_equal_runs_differ_in_nothing_but_figures(tmp_path: Path) -> None:
     figures = {each.name: (each.before, each.after) for each in found.figures}
     assert figures["speedup"] == (2.0, 1.3)
     assert figures["original_ms"] == (4.0, 4.0)
+    assert figures["error of answers"] == (0.01, 0.01)
+    assert figures["agreement of answers"] == (0.98, 0.98)
     assert figures["seconds"] == (3.5, 3.5)
 
 

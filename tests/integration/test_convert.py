@@ -153,6 +153,20 @@ def test_the_budget_is_met(tmp_path: Path, budget: Budget, solver: SolverSetting
     assert relative_error(tmp_path, feeds) < 0.2  # 0.01 to 0.05, and more for svd
 
 
+@pytest.mark.parametrize(("macs", "warned"), [(1.5, False), (6, True)])
+def test_it_says_how_far_the_answers_are_off(tmp_path: Path, macs: float, warned: bool) -> None:
+    done = convert(tmp_path, residual(), budget=Budget(macs=macs))
+    feeds = {"image": pictures()[7::8]}  # what the fits kept back
+    wanted, found = (answer(path, feeds)[0] for path in (done.source, done.out))
+    error = np.square(found - wanted).sum() / np.square(wanted - wanted.mean(0)).sum()
+    assert done.answers is not None
+    assert done.answers.error == pytest.approx(error, rel=1e-3)
+    assert done.answers.agreement == (found.argmax(1) == wanted.argmax(1)).mean()
+    assert done.answers.images == 6
+    assert any("the answers are off by" in note for note in done.notes) == warned
+    assert (error > 0.1) == warned
+
+
 def test_the_costs_of_layers_add_up(tmp_path: Path) -> None:
     done = convert(tmp_path, residual(), solver=ADMM)
     assert [each.name for each in done.layers] == ["conv1", "conv2", "conv3", "classifier"]
@@ -277,6 +291,7 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
         "fit layers",
         "predict the front",
         "finish",
+        "compare answers",
     ]
     assert all(each["seconds"] >= 0 for each in report["stages"])
     assert report["passes"]

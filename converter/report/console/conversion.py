@@ -21,7 +21,7 @@ from converter.report.console.recovery import recovery_lines
 from converter.report.words import count, effect, interval, milliseconds, printable, shape
 
 if TYPE_CHECKING:
-    from converter.outcome import Conversion, Latency, LayerOutcome, Probe, Search
+    from converter.outcome import Answers, Conversion, Latency, LayerOutcome, Probe, Search
 
 __all__ = ["print_conversion"]
 
@@ -47,6 +47,7 @@ def print_conversion(
         [
             *_latency_lines(conversion.latency),
             *recovery_lines(conversion.recovery),
+            *_answers_lines(conversion.answers),
             f"MACs        {count(conversion.macs_before)} → {count(conversion.macs_after)}"
             f"  (÷ {conversion.macs_reduction:.2f})",
             f"parameters  {count(conversion.params_before)} → {count(conversion.params_after)}"
@@ -105,6 +106,16 @@ def _latency_lines(latency: Latency | None) -> Iterator[str]:
         f"predicted   {predicted}; the plan, timed again, reads {latency.pace:.2f} times its speed of then, "
         f"and at this pace it is off by {100 * latency.off_at_pace:+.0f} %"
     )
+
+
+def _answers_lines(answers: Answers | None) -> Iterator[str]:
+    if answers is None:
+        return
+    same = ""
+    if answers.agreement is not None:
+        same = f", the same best class for {100 * answers.agreement:.2f} %"
+    images = f"{answers.images:,} calibration images"
+    yield f"off by      {effect(answers.error)} from the original{same} of {images}"
 
 
 def _print_search(console: Console, search: Search) -> None:

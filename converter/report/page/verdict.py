@@ -211,7 +211,7 @@ def _cost(run: Record, validation: Record) -> str:
     known = [each for each in errors if each is not None]
     if known:
         return f"Outputs differ by {100 * max(known):.2g} % on {images}"
-    told = _searched(run) or _quantized_cost(quantization_of(run))
+    told = _searched(run) or _quantized_cost(quantization_of(run)) or _answers_cost(run)
     if told:
         return told
     if run.records("points"):
@@ -253,12 +253,18 @@ def _searched(run: Record) -> str:
 
 def _quantized_cost(quantized: Record) -> str:
     """Say how far a quantized model is from the original; layers may have been fitted on these images."""
-    images = (
-        f"{quantized.count('held_out'):,} calibration images: compare the two on others with twofold "
-        "validate"
-    )
-    after = quantized.record("after")
-    agreement, error = after.number("agreement"), after.number("error")
+    return _off_by(quantized.record("after"), quantized.count("held_out"))
+
+
+def _answers_cost(run: Record) -> str:
+    """Say how far the converted model was from the original when it was made."""
+    answers = run.record("answers")
+    return _off_by(answers, answers.count("images"))
+
+
+def _off_by(answers: Record, count: int) -> str:
+    images = f"{count:,} calibration images: compare the two on others with twofold validate"
+    agreement, error = answers.number("agreement"), answers.number("error")
     if agreement is not None:
         return f"The same best class on {100 * agreement:.1f} % of {images}"
     if error is not None:

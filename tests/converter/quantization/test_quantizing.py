@@ -19,6 +19,7 @@ import converter
 import converter.pace
 from converter import QuantizationSettings, Runtime, Target
 from converter.config import PRESETS, RecoverySettings
+from converter.deviation import Deviation, Judge
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
 from converter.latency import Speedup, Timing
 from converter.model_file import save_model
@@ -26,7 +27,6 @@ from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
 from converter.quantization.families import LeftOut
 from converter.quantization.half import in_float16
-from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranged import Ranged
 
 Network = Callable[..., onnx.ModelProto]
@@ -352,7 +352,8 @@ def test_a_conversion_ends_with_the_quantized_model(
     assert conversion.quantization is not None
     assert conversion.quantization["shipped"]
     assert conversion.settings["quantization"]["precision"] == "int8"
-    assert [stage.name for stage in conversion.stages][-2:] == ["recover", "quantize"]
+    stages = [stage.name for stage in conversion.stages]
+    assert stages[-3:] == ["recover", "compare answers", "quantize"]
     assert conversion.out_digest == file_digest(tmp_path / "out.onnx")
     json.dumps(conversion.to_dict())
     # the answers before are those of the converted model, not of the original

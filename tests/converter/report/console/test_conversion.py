@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.outcome import Probe, Search
+from converter.outcome import Answers, Probe, Search
 from converter.quantization.quantizing import Quantized
 from converter.report.console.conversion import print_conversion
 from tests.converter.report.console.samples import CONVERSION, DROP, LAYER, TIMED, line_with, wide
@@ -46,6 +46,20 @@ def test_quantization_is_part_of_a_conversion(quantized: Quantized) -> None:
     assert "\nin float" not in stream.getvalue()
     assert "times as" not in stream.getvalue()
     assert "unconverted" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("agreement", "said"), [(0.984, ", the same best class for 98.40 %"), (None, "")]
+)
+def test_how_far_the_answers_are_off(agreement: float | None, said: str) -> None:
+    console, stream = wide()
+    print_conversion(replace(CONVERSION, answers=Answers(0.0132, agreement, 250)), (), console)
+    assert line_with(stream.getvalue(), "off by") == (
+        f"off by      1.3 % from the original{said} of 250 calibration images"
+    )
+    console, stream = wide()
+    print_conversion(CONVERSION, (), console)
+    assert "off by" not in stream.getvalue()
 
 
 def test_latency_measured_and_predicted() -> None:

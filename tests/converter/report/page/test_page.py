@@ -83,6 +83,21 @@ def test_the_verdict_of_a_conversion_alone(run: Report) -> None:
     assert "compare the two with twofold validate" in Document(page).text
 
 
+@pytest.mark.parametrize(
+    ("agreement", "said"),
+    [
+        (0.984, "The same best class on 98.4 % of"),
+        (None, "Outputs are off by 1.3 % of their variance on"),
+    ],
+)
+def test_the_verdict_of_a_conversion_alone_says_how_far_it_was_off(
+    run: Report, agreement: float | None, said: str
+) -> None:
+    run["answers"] = {"error": 0.0132, "agreement": agreement, "images": 250}
+    words = Document(render_page(run)).text
+    assert f"{said} 250 calibration images: compare the two on others" in words
+
+
 def test_a_speed_up_within_its_noise_is_none(run: Report) -> None:
     run["latency"] |= {"speedup": 1.04, "low": 0.97, "high": 1.1}
     assert heading(render_page(run)).startswith("As fast as before at batch 32,")
