@@ -11,27 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.patches import Tensors
-from converter.calibration.segment import Segment
-from converter.calibration.sets import Batch, fixed_batch, padded
+from converter.answers import OfImages
 from converter.calibration.subset import Subset
-from converter.calibration.walk import LABEL, Walk
+from converter.calibration.walk import Walk
 from converter.config import Runtime
 from converter.planner.choice import Choice, frontier
 from converter.prediction import STRONG, Probe
 from converter.preparation import Prepared
 from converter.progress import Progress
 from converter.realisation import rewritten
-from converter.runtime import model_inputs
 from converter.schemes import Candidate
-from converter.sensitivity import NO_VARIANCE, output_sources
+from converter.sensitivity import output_sources
 from converter.work import key_of
 from passes.base import PassError
 from passes.layers import Layer
@@ -46,8 +42,6 @@ MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
 MOST = 10.0
 """Factor by which an effect is corrected at most, up or down."""
 _ALL = 1 - 1e-6
-_BATCH, _BATCH_BYTES = 32, 2**22
-"""Images that run at once, and bytes of them: at 224×224 one tensor of 32 images has 400 MiB."""
 
 
 def correct_effects(prepared: Prepared, runtime: Runtime, progress: Progress) -> None:
@@ -138,98 +132,43 @@ def _scaled(effect: float, factor: float) -> float:
     return odds / (1 + odds) if effect < _ALL else effect
 
 
-def _differs(rows: NDArray[np.float64]) -> bool:
-    """Whether an output differs between images by more than rounding, as for Ω."""
-    return float(rows.var(0).sum()) > NO_VARIANCE * float(np.square(rows.mean(0)).sum())
-
-
 class _Outputs:
-    """What a network answers to some images, beside what its original does."""
+    """What a network answers to some images with one layer replaced, beside what its original does."""
 
     def __init__(self, prepared: Prepared, runtime: Runtime) -> None:
         self._prepared, self._runtime = prepared, runtime
-        self._fixed = fixed_batch(model_inputs(prepared.original))
         wanted = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(prepared.cost.macs, 1))))
-        data = prepared.data
+        data, original = prepared.data, prepared.original
         self._data = Subset(data, wanted) if wanted < len(data) else data
+        self._images = OfImages(
+            original, tuple(output_sources(original)[0]), self._data, self._runtime
+        )
 
     @cached_property
     def digest(self) -> str:
         """Digest of the images."""
         return self._data.digest()
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
-        """Outputs that are compared: those that differ between images."""
-        return tuple(self._right)
+        """Outputs that are compared."""
+        return self._images.names
 
     def error(self, layer: Layer, branches: Branches) -> float:
-        """Squared error of the outputs with one layer replaced, relative to their variance over the images.
+        """Give the error of the outputs with one layer replaced; layers come in the order of the graph."""
+        return self._images.error(self._with(layer, branches))
 
-        A mean over the outputs; layers are to be tried in the order of the graph.
-        """
-        errors = []
-        for name, rows in self._with(layer, branches).items():
-            right = self._right[name]
-            spread = float(np.square(right - right.mean(0)).sum())
-            errors.append(float(np.square(rows - right).sum()) / spread)
-        return float(np.mean(errors)) if len(errors) == len(self.names) else math.inf
-
-    def _with(self, layer: Layer, branches: Branches) -> dict[str, NDArray[np.float64]]:
+    def _with(self, layer: Layer, branches: Branches) -> Mapping[str, NDArray[np.float64]]:
         """Let the network answer with one layer replaced."""
-        split = Split(layer, branches)
         try:
-            return self._gathered(self._walk.answers(layer, [split], self.names))
+            answers = self._walk.answers(layer, [Split(layer, branches)], self.names)
+            return self._images.gathered(answers)
         except PassError:  # nobody knows the type of a tensor there
             whole = rewritten(self._prepared, {layer.name: branches}, reorder=False)
-            return self._answers(whole, self.names)
-
-    @cached_property
-    def _right(self) -> dict[str, NDArray[np.float64]]:
-        """What the original answers, of outputs that differ between images."""
-        original = self._prepared.original
-        written = {name for node in original.graph.node for name in node.output}
-        sources = tuple(name for name in output_sources(original)[0] if name in written)
-        found = self._answers(original, sources)
-        return {name: rows for name, rows in found.items() if rows.size and _differs(rows)}
+            return self._images.of(whole, self.names)
 
     @cached_property
     def _walk(self) -> Walk:
-        prepared, feeds = self._prepared, [each.feeds for each in self._batches]
+        prepared, feeds = self._prepared, [each.feeds for each in self._images.batches]
         # the other half holds what was sampled of the layers' answers
         return Walk(prepared.original, feeds, self._runtime, prepared.recorder.memory_bytes // 2)
-
-    @cached_property
-    def _batches(self) -> list[Batch]:
-        batches = self._data.batches(self._fixed or self._together())
-        return [padded(each, self._fixed) if self._fixed else each for each in batches]
-
-    def _together(self) -> int:
-        one = next(iter(self._data.batches(1)))
-        size = sum(feed.nbytes for feed in one.feeds.values())
-        return max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
-
-    def _answers(
-        self, model: onnx.ModelProto, names: Sequence[str]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Let a whole network answer."""
-        if not names:
-            return {}
-        whole = Segment(model, tuple(self._batches[0].feeds), names, self._runtime, label=LABEL)
-        return self._gathered(whole.run(each.feeds) for each in self._batches)
-
-    def _gathered(self, answers: Iterable[Tensors]) -> dict[str, NDArray[np.float64]]:
-        """Put batches together: outputs with a row for each image, (n, elements) each."""
-        parts: dict[str, list[NDArray[np.float64]]] = {}
-        for batch, tensors in zip(self._batches, answers, strict=True):
-            filled = next(len(each) for each in batch.feeds.values())
-            for name, rows in tensors.items():
-                if rows.shape[:1] == (filled,):
-                    real = rows[: batch.count].reshape(batch.count, -1).astype(np.float64)
-                    parts.setdefault(name, []).append(real)
-        whole = {name: each for name, each in parts.items() if len(each) == len(self._batches)}
-        return {
-            name: np.concatenate(each)
-            for name, each in whole.items()
-            if len({rows.shape[1] for rows in each}) == 1
-        }

@@ -137,7 +137,8 @@ class Answers:
     agreement : float or None
         Share of images with the same best class; None for networks that are no classifiers.
     images : int
-        How many it was measured on: where there are enough, those that the fits kept back.
+        How many it was measured on: where there are enough, those that the fits kept back. A recovery may
+        have learned from them.
     """
 
     error: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import resource
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
+from converter.answers import compare_answers
 from converter.attempt import meet
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
@@ -24,12 +26,12 @@ from converter.config import (
     Preprocessing,
     QuantizationSettings,
     RecoverySettings,
+    Runtime,
     SolverSettings,
     Target,
 )
-from converter.deviation import compare_answers
 from converter.drop import measure_drop, set_apart
-from converter.errors import ConfigError, SolverError
+from converter.errors import ConfigError, ConverterError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, shares_of
 from converter.model_file import external_files, load_model, model_digest, save_model
@@ -203,20 +205,22 @@ def convert(
         for part in range(max(parts, 2)):
             checkpoint_of(out, part).unlink(missing_ok=True)
 
-    answers = None
+    # the model is there, whatever comes of this
+    answers: Answers | None = None
+    answered: tuple[str, ...] = ()
     if done.replaced:
         with clock.stage("compare answers"), progress.stage("compare answers", 1):
-            answers = compare_answers(
-                load_model(model),
+            prepared.recorder.forget()
+            answers, answered = _compared(
+                model,
                 done.model if recovered is None else recovered.model,
                 data,
                 target.runtime,
-                macs=prepared.cost.macs,
-                batch=calibration.batch,
-                memory_mib=calibration.memory_mib,
+                prepared.cost.macs,
+                recovery,
             )
 
-    # likewise; last, since nothing can be fitted or trained any more
+    # a quantized model takes its place; last, since nothing can be fitted or trained any more
     quantized = None
     if quantization is not None:
         with clock.stage("quantize"):
@@ -258,7 +262,7 @@ def convert(
             *left_out.notes,
             *done.notes,
             *(() if recovered is None else recovered.notes),
-            *_far_off(answers),
+            *answered,
             *kept_notes,
         ),
         settings={
@@ -403,13 +407,27 @@ def _check_result(model: onnx.ModelProto, prepared: Prepared, target: Target, ou
         )
 
 
-def _far_off(answers: Answers | None) -> tuple[str, ...]:
-    """Warn of answers that are another network's."""
-    if answers is None or answers.error < FAR_OFF:
-        return ()
-    return (
-        f"the answers are off by {100 * answers.error:.0f} % of how they vary between images; ask for "
-        "less, let --max-drop find what is possible, or let the model learn with --recover",
+def _compared(
+    original: Path,
+    converted: onnx.ModelProto,
+    data: CalibrationSet,
+    runtime: Runtime,
+    macs: int,
+    recovery: RecoverySettings | None,
+) -> tuple[Answers | None, tuple[str, ...]]:
+    """Compare the answers, and say so where that is not possible, or where they are another network's."""
+    try:
+        answers = compare_answers(load_model(original), converted, data, runtime, macs)
+    except ConverterError as error:
+        return None, (f"how far the answers are off is not known: {error}",)
+    follows_others = recovery is not None and (recovery.mirrored or recovery.labels)
+    if answers is None or answers.error < FAR_OFF or follows_others:
+        return answers, ()
+    how = "--recover" if recovery is None else "a longer --recover"
+    off = f"{100 * answers.error:.0f} %" if math.isfinite(answers.error) else "far beyond"
+    return answers, (
+        f"the squared error of the answers is {off} of their variance between images: ask for less, let "
+        f"--max-drop find what is possible, or let the model learn with {how}",
     )
 
 

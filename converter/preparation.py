@@ -31,7 +31,7 @@ from converter.prediction import STRONG, Probe
 from converter.progress import Progress
 from converter.runtime import model_inputs
 from converter.schemes import Candidate, Geometry
-from converter.sensitivity import FlatOutputError, output_metrics
+from converter.sensitivity import FlatOutputError, NoGradientError, output_metrics
 from converter.work import Work, key_of
 from passes.base import PassError, PassResult, run_passes
 from passes.exchange import export_model, import_graph
@@ -375,7 +375,7 @@ def _metrics(
             measured = output_metrics(model, responses, data, **how, progress=progress)
             if work is not None:
                 work.keep_metrics(key, measured)
-    except (UnsupportedOperatorError, FlatOutputError) as error:
+    except (UnsupportedOperatorError, FlatOutputError, NoGradientError) as error:
         note = f"the effect on the output could not be measured, every layer counts alike: {error}"
         return {layer.name: _relative(samples[layer.name]) for layer in layers}, (note,)
     notes = tuple(

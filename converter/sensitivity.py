@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
     from converter.differentiable import TorchGraph
 
-__all__ = ["NO_VARIANCE", "FlatOutputError", "OutputMetrics", "output_metrics", "output_sources"]
+__all__ = [
+    "NO_VARIANCE",
+    "FlatOutputError",
+    "NoGradientError",
+    "OutputMetrics",
+    "output_metrics",
+    "output_sources",
+]
 
 NO_VARIANCE = 1e-12
 """Variance of an output over the images, relative to the square of its mean, that rounding gives too."""
@@ -40,6 +47,10 @@ NO_VARIANCE = 1e-12
 
 class FlatOutputError(CalibrationError):
     """No output differs between the images, so nothing can be said of what errors do to it."""
+
+
+class NoGradientError(CalibrationError):
+    """A gradient is not finite on an image, so what errors there do is not known."""
 
 
 _FLOATING = frozenset(
@@ -133,8 +144,8 @@ def output_metrics(
         Where an operator between an input and an output or a response cannot be differentiated, or
         where no output is of floating-point type.
     CalibrationError
-        Where the images do not fit, no output varies over them, or a response's gradient or an
-        output is not finite.
+        Where the images do not fit, no output varies over them (`FlatOutputError`), or a response's gradient
+        (`NoGradientError`) or an output is not finite.
     ModelError
         Where a node does not run on the images.
     ValueError
@@ -357,7 +368,7 @@ def _squares(gradient: Tensor, axis: int, name: str) -> NDArray[np.float64]:
     rows = gradient.movedim(axis, -1).reshape(-1, gradient.shape[axis])
     largest = float(rows.abs().max())
     if not np.isfinite(largest):
-        raise CalibrationError(
+        raise NoGradientError(
             f"the gradient at '{name}' is not finite on a calibration image; check the model's "
             "weights and how the images are prepared"
         )

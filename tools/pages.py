@@ -24,10 +24,10 @@ from mkdocs.exceptions import PluginError
 import converter
 from converter.calibration.sets import ModelInput
 from converter.cli import app, project_settings
-from converter.deviation import Deviation
 from converter.latency import Speedup, Timing
-from converter.outcome import Latency, Stage
+from converter.outcome import Answers, Latency, Stage
 from converter.project import schema
+from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns
 from converter.quantization.search import LeftInFloat, Trial
 from converter.refine.judge import Judgement
@@ -211,7 +211,7 @@ REPORTS = (
         (
             *(converter.Conversion, converter.LayerOutcome, Iteration, Latency, Stage),
             *(PassResult, PassChange, Skip, converter.FrontPoint, converter.Search),
-            *(converter.Probe, converter.Drop),
+            *(converter.Probe, converter.Drop, Answers),
         ),
         {"Conversion": ("macs_reduction", "params_reduction"), "Latency": ("off", "off_at_pace")},
     ),

@@ -13,10 +13,9 @@ from passes.base import Pass
 from passes.expose import types_of
 from passes.layers import Layer
 
-__all__ = ["LABEL", "Walk"]
+__all__ = ["Walk"]
 
-LABEL = "the network with one layer in another form"
-"""What refusals call it."""
+_LABEL = "the network with one layer in another form"
 
 
 class Walk:
@@ -86,6 +85,6 @@ class Walk:
         return Segment(
             *(self._model, given, wanted, self._runtime),
             changes=changes,
-            label=LABEL,
+            label=_LABEL,
             types=self._types,
         )

@@ -82,7 +82,7 @@ def _mean(step: Step, *operands: Tensor) -> Tensor:
     return _sum(step, *operands) / len(operands)
 
 
-def _comparison(name: str) -> Operator:
+def _binary(name: str) -> Operator:
     """Make an operator of a method of Tensor that takes another one."""
 
     def apply(step: Step, a: Tensor, b: Tensor) -> Tensor:
@@ -111,7 +111,11 @@ def _cast(step: Step, x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
-    return x.square().sum(axes, keepdim=keepdim).sqrt()
+    import torch
+
+    # its gradient at zero is zero, where that of the root of a sum is none
+    result: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)
+    return result
 
 
 def _reduction(reduce: str | Callable[..., Tensor]) -> Operator:
@@ -246,10 +250,12 @@ def _split(step: Step, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, 
 
 
 def _range(step: Step, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    del step
     import torch
 
-    ends = [each.item() for each in (start, limit, delta)]
-    return torch.arange(*ends, dtype=start.dtype, device=step.device)
+    # in double precision, as onnxruntime counts
+    count = max(math.ceil((float(limit) - float(start)) / float(delta)), 0)
+    return start + delta * torch.arange(count, device=start.device).to(start.dtype)
 
 
 def _tile(step: Step, x: Tensor, repeats: Tensor) -> Tensor:
@@ -407,7 +413,7 @@ _ROUNDINGS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
 TENSORS: dict[str, Operator] = {
     "Abs": method("abs"),
     "Add": _add,
-    "And": _comparison("logical_and"),
+    "And": _binary("logical_and"),
     "Cast": _cast,
     "Ceil": method("ceil"),
     "Concat": _concat,
@@ -417,18 +423,18 @@ TENSORS: dict[str, Operator] = {
     "DepthToSpace": _depth_to_space,
     "Div": _div,
     "Dropout": _dropout,
-    "Equal": _comparison("eq"),
+    "Equal": _binary("eq"),
     "Erf": method("erf"),
     "Exp": method("exp"),
     "Expand": _expand,
     "Flatten": _flatten,
     "Floor": method("floor"),
     "Gather": _gather,
-    "Greater": _comparison("gt"),
-    "GreaterOrEqual": _comparison("ge"),
+    "Greater": _binary("gt"),
+    "GreaterOrEqual": _binary("ge"),
     "Identity": _identity,
-    "Less": _comparison("lt"),
-    "LessOrEqual": _comparison("le"),
+    "Less": _binary("lt"),
+    "LessOrEqual": _binary("le"),
     "Log": method("log"),
     "MatMul": _matmul,
     "Max": _max,
@@ -437,7 +443,7 @@ TENSORS: dict[str, Operator] = {
     "Mul": _mul,
     "Neg": method("neg"),
     "Not": method("logical_not"),
-    "Or": _comparison("logical_or"),
+    "Or": _binary("logical_or"),
     "Pad": _pad,
     "Pow": _pow,
     "Range": _range,

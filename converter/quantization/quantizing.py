@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from converter.calibration.sets import CalibrationSet
 from converter.config import QuantizationSettings, Runtime, Target
-from converter.deviation import Deviation, Judge, held_batches
 from converter.drop import held_back
 from converter.errors import CalibrationError, ConfigError, ModelError, SolverError
 from converter.latency import Speedup, Timing, measure_latency, speedup
@@ -24,6 +23,7 @@ from converter.preparation import one_sample, target_batch
 from converter.progress import Progress
 from converter.quantization.half import in_float16
 from converter.quantization.integers import ARITHMETICS, in_int8
+from converter.quantization.judge import Deviation, Judge, held_batches
 from converter.quantization.ranged import find_ranges
 from converter.quantization.search import Found, LeftInFloat, Trial, search_int8
 from converter.runtime import weight_bytes

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from converter.deviation import Deviation, Judge
 from converter.errors import ModelError
 from converter.planner.cost import LayerCost
 from converter.progress import Progress
 from converter.quantization.integers import ARITHMETICS, in_int8, layer_groups
+from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranges import METHODS, Ranges
 
 __all__ = ["Found", "LeftInFloat", "Trial", "search_int8"]

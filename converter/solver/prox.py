@@ -19,9 +19,11 @@ __all__ = ["activate", "group_shrink", "response_prox", "singular_shrink", "trun
 DENSE_LIMIT = 1024
 """Up to so many rows a full eigendecomposition is used; above it, a randomised one of the rank asked for."""
 
-NEWTON_STEPS = 5
+NEWTON_STEPS, LEAST_CURVATURE = 4, 0.3
+"""Of each descent through SiLU: steps, and the least curvature that one counts with, in units of ρ. With ρ
+itself some of them creep."""
 RISING = -0.8
-"""From here on SiLU rises: its least value is at -1.28."""
+"""Where the descent on the rising side of SiLU, whose lowest point is at -1.28, starts at the least."""
 TOGETHER = 2**17
 """Elements that a CPU works on at once, so that what is made of them on the way stays in its caches."""
 
@@ -120,8 +122,8 @@ def _silu_minima(activation: Activation, wanted: Tensor, v: Tensor, rho: float) 
             second = rest * (first + s - value * s)
             error = value - wanted
             gradient = error * first + rho * (z - v)
-            # the Gauss-Newton curvature is positive where the true one may not be
-            curvature = (first.square() + error * second + rho).clamp_min(rho)
+            curvature = first.square() + error * second + rho  # not positive everywhere
+            curvature = curvature.clamp_min(LEAST_CURVATURE * rho)
             z = z - (gradient / curvature).clamp(-4, 4)
         candidates.append(z)
     return candidates
@@ -137,7 +139,7 @@ def _hard_swish_minima(
     del activation
     p = 18 * rho - 6 * wanted - 2.25
     q = -18 * rho * (1.5 + v)
-    scale = (p.abs() / 3).sqrt().clamp_min(1e-6)
+    scale = (p.abs() / 3).sqrt().clamp_min(1e-4)
     x = q / (2 * scale**3)
     far = x.abs().clamp_min(1)
     single = torch.where(

@@ -115,7 +115,7 @@ def _answers_lines(answers: Answers | None) -> Iterator[str]:
     if answers.agreement is not None:
         same = f", the same best class for {100 * answers.agreement:.2f} %"
     images = f"{answers.images:,} calibration images"
-    yield f"off by      {effect(answers.error)} from the original{same} of {images}"
+    yield f"answers     off by {effect(answers.error)} of their variance{same}, on {images}"
 
 
 def _print_search(console: Console, search: Search) -> None:

@@ -124,6 +124,16 @@ CASES: dict[str, tuple[int, str]] = {
     "sqrt": (17, one("a = Abs (x) b = Sqrt (a) y = Reciprocal (b)")),
     "log": (17, one("a = Abs (x) b = Add (a, c) y = Log (b)", constants="float c = {0.1}")),
     "norm of axes": (17, one("y = ReduceL2 <axes=[1], keepdims=0> (x)", output="float[n,h,w2] y")),
+    "empty ranges": (
+        17,
+        one(
+            "u = Range (five, zero, one) d = Range (zero, five, minus) e = Concat <axis=0> (u, d) "
+            "t = Range (a, b, c) f = Cast <to=1> (e) g = Concat <axis=0> (f, t) "
+            "s = ReduceSum <keepdims=0> (g) y = Mul (x, s)",
+            constants="int64 zero = {0}, int64 five = {5}, int64 one = {1}, int64 minus = {-1}, "
+            "float a = {-0.6}, float b = {34.93}, float c = {1.87}",
+        ),
+    ),
     "tile": (17, one("y = Tile (x, r)", constants="int64[4] r = {1, 2, 1, 3}")),
     "grid of a range": (
         17,

@@ -19,7 +19,6 @@ import converter
 import converter.pace
 from converter import QuantizationSettings, Runtime, Target
 from converter.config import PRESETS, RecoverySettings
-from converter.deviation import Deviation, Judge
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
 from converter.latency import Speedup, Timing
 from converter.model_file import save_model
@@ -27,6 +26,7 @@ from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
 from converter.quantization.families import LeftOut
 from converter.quantization.half import in_float16
+from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranged import Ranged
 
 Network = Callable[..., onnx.ModelProto]

@@ -10,12 +10,12 @@ from typing import Any
 import onnx
 import pytest
 
-from converter.deviation import Deviation
 from converter.errors import ModelError
 from converter.planner.cost import LayerCost
 from converter.progress import SILENT
 from converter.quantization import search as module
 from converter.quantization.integers import ARITHMETICS
+from converter.quantization.judge import Deviation
 from converter.quantization.ranges import METHODS
 from converter.quantization.search import Found, search_int8
 

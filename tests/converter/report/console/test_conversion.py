@@ -54,12 +54,12 @@ def test_quantization_is_part_of_a_conversion(quantized: Quantized) -> None:
 def test_how_far_the_answers_are_off(agreement: float | None, said: str) -> None:
     console, stream = wide()
     print_conversion(replace(CONVERSION, answers=Answers(0.0132, agreement, 250)), (), console)
-    assert line_with(stream.getvalue(), "off by") == (
-        f"off by      1.3 % from the original{said} of 250 calibration images"
+    assert line_with(stream.getvalue(), "answers") == (
+        f"answers     off by 1.3 % of their variance{said}, on 250 calibration images"
     )
     console, stream = wide()
     print_conversion(CONVERSION, (), console)
-    assert "off by" not in stream.getvalue()
+    assert "answers" not in stream.getvalue()
 
 
 def test_latency_measured_and_predicted() -> None:

@@ -14,12 +14,12 @@ import onnx
 import pytest
 from PIL import Image
 
-from converter.deviation import Deviation
 from converter.front import Front, FrontPoint, Verified
 from converter.gates import GateResult
 from converter.latency import Speedup, Timing
 from converter.outcome import Conversion, Drop, LayerOutcome, Stage
 from converter.outcome import Latency as Timed
+from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
 from converter.report.files import report_text

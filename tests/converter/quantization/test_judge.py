@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -15,8 +15,7 @@ from onnx import numpy_helper
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet
 from converter.config import Preprocessing, Runtime
-from converter.deviation import Deviation, Judge, compare_answers, held_batches
-from converter.outcome import Answers
+from converter.quantization.judge import Deviation, Judge, held_batches
 from converter.runtime import model_inputs
 
 Network = Callable[..., onnx.ModelProto]
@@ -84,32 +83,6 @@ def test_answers_that_are_not_finite_or_not_alike_are_infinitely_far(
         "{ p = GlobalAveragePool (image)  scores = Flatten (p) }"
     )
     assert judged.of(other) == Deviation(math.inf, None)
-
-
-@pytest.mark.parametrize(
-    ("count", "macs", "judged"),
-    [(60, 1000, range(7, 60, 8)), (16, 1000, (7, 15)), (15, 1000, range(15)), (60, 10**12, (31,))],
-    ids=["those kept back", "just enough", "too few to keep back", "a large network"],
-)
-def test_a_conversion_is_judged_on_images_that_fits_kept_back(
-    network: Network,
-    images: NDArray[np.float32],
-    monkeypatch: pytest.MonkeyPatch,
-    count: int,
-    macs: int,
-    judged: Sequence[int],
-) -> None:
-    monkeypatch.setattr("converter.deviation.LEAST_IMAGES", 1)
-    model = network()
-    other = scaled(model, -1.1)
-    found = compare_answers(
-        *(model, other, held(model, images[:count]), RUNTIME),
-        macs=macs,
-        batch=4,
-        memory_mib=64,
-    )
-    right = judge(model, images[list(judged)]).of(other)
-    assert found == Answers(pytest.approx(right.error, rel=1e-6), right.agreement, len(judged))
 
 
 def test_a_small_bound_holds_fewer_images(network: Network, images: NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""How far a model's answers are from another's, on images that nothing was fitted to where there are such."""
+"""How far a model's answers are from another's, on images that no range was taken from."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.calibration.samples import spread
 from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
 from converter.config import Runtime
-from converter.fitting import UNSEEN_EVERY
-from converter.outcome import Answers
 from converter.refine.loss import holds_scores, relative_error
 from converter.runtime import model_inputs, open_session, run
 
-__all__ = ["Deviation", "Judge", "compare_answers", "held_batches"]
-
-MOST_IMAGES, LEAST_IMAGES, WORK = 512, 32, 5e11
-"""Images that a conversion is judged on, and multiply-accumulates that they take where a network is large."""
+__all__ = ["Deviation", "Judge", "held_batches"]
 
 
 @dataclass(frozen=True)
@@ -41,51 +35,6 @@ class Deviation:
 
     error: float
     agreement: float | None
-
-
-def compare_answers(
-    original: onnx.ModelProto,
-    converted: onnx.ModelProto,
-    data: CalibrationSet,
-    runtime: Runtime,
-    *,
-    macs: int,
-    batch: int,
-    memory_mib: int,
-) -> Answers:
-    """Say how far a conversion is off, on calibration images that its fits kept back.
-
-    Parameters
-    ----------
-    original, converted : onnx.ModelProto
-    data : CalibrationSet
-        What it was fitted on; where it has fewer than two images that fits keep back, all of it is taken.
-    runtime : Runtime
-    macs : int
-        Multiply-accumulates of the original for one image, by which images are counted.
-    batch, memory_mib : int
-        As `held_batches`.
-
-    Raises
-    ------
-    ModelError, CalibrationError
-        As `Judge.of`.
-    """
-    most = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(macs, 1))))
-    kept_back = _KeptBack(data, most) if len(data) >= 2 * UNSEEN_EVERY else data
-    batches = held_batches(original, kept_back, runtime, batch, memory_mib)
-    judge = Judge(original, batches, runtime)
-    found = judge.of(converted)
-    return Answers(found.error, found.agreement, judge.images)
-
-
-class _KeptBack(Subset):
-    """Samples that fits keep back, evenly at most so many of them."""
-
-    def __init__(self, whole: CalibrationSet, most: int) -> None:
-        super().__init__(whole, 1)
-        rows = range(UNSEEN_EVERY - 1, len(whole), UNSEEN_EVERY)
-        self._chosen = [rows[at] for at in spread(len(rows), min(most, len(rows)))]
 
 
 def held_batches(

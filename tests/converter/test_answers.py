@@ -1,0 +1,147 @@
+"""How far a conversion is off, as numpy says it, and what is not compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converter.answers import _differs, compare_answers
+from converter.calibration.opening import open_calibration_set
+from converter.calibration.sets import CalibrationSet
+from converter.config import Preprocessing, Runtime
+from converter.runtime import model_inputs
+
+RUNTIME = Runtime(threads=1)
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+scored (float[%s, 3, 4, 4] x) => (%s) {
+    c = Conv (x, w)
+    p = GlobalAveragePool (c)
+    y = Flatten (p)
+    %s
+}"""
+SCORES = "float[n, 5] y"
+
+
+def model(
+    outputs: str = SCORES, more: str = "", *, batch: str = "n", noise: float = 0.0
+) -> onnx.ModelProto:
+    """A network of random weights, and with noise on them."""
+    made = onnx.parser.parse_model(TEXT % (batch, outputs, more))
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((5, 3, 2, 2)) + noise * random.standard_normal((5, 3, 2, 2))
+    made.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), "w"))
+    return made
+
+
+def pictures(count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((count, 3, 4, 4)).astype(np.float32)
+
+
+def calibration(folder: Path, network: onnx.ModelProto, count: int) -> CalibrationSet:
+    np.save(folder / "x.npy", pictures(count))
+    return open_calibration_set(folder / "x.npy", model_inputs(network), Preprocessing())
+
+
+def scores(network: onnx.ModelProto, rows: Sequence[int], count: int) -> NDArray[np.float64]:
+    weight = numpy_helper.to_array(network.graph.initializer[0]).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        pictures(count)[list(rows)].astype(np.float64), (2, 2), (2, 3)
+    )
+    answers: NDArray[np.float64] = np.einsum("nchwij,ocij->no", windows, weight) / 9
+    return answers
+
+
+@pytest.mark.parametrize("batch", ["n", "5"])
+@pytest.mark.parametrize(
+    ("count", "macs", "judged"),
+    [
+        (60, 1000, range(7, 60, 8)),
+        (16, 1000, (7, 15)),
+        (15, 1000, range(15)),
+        (80, 10**12, (23, 63)),
+    ],
+    ids=["those kept back", "just enough", "too few to keep back", "a large network"],
+)
+def test_errors_on_the_images_that_fits_kept_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: str,
+    count: int,
+    macs: int,
+    judged: Sequence[int],
+) -> None:
+    monkeypatch.setattr("converter.answers.LEAST_IMAGES", 1)
+    original, converted = model(batch=batch), model(batch=batch, noise=0.5)
+    data = calibration(tmp_path, original, count)
+    found = compare_answers(original, converted, data, RUNTIME, macs)
+    right, other = (scores(each, judged, count) for each in (original, converted))
+    assert found is not None
+    assert found.images == len(judged)
+    assert found.error == pytest.approx(
+        np.square(other - right).sum() / np.square(right - right.mean(0)).sum(), rel=1e-3
+    )
+    assert found.agreement == (other.argmax(1) == right.argmax(1)).mean()
+
+
+def test_outputs_without_a_row_for_each_image_do_not_count(tmp_path: Path) -> None:
+    more = "best = ArgMax <axis = 1> (y) m = ReduceMean <axes = [0]> (y)"
+    outputs = f"int64[n, 1] best, float[1, 5] m, float[1, 4] anchors, {SCORES}"
+    found = []
+    for given in ((), (outputs, more)):
+        pair = [model(*given, noise=noise) for noise in (0.0, 0.5)]
+        for each in pair:
+            if given:
+                fixed = numpy_helper.from_array(np.ones((1, 4), np.float32), "anchors")
+                each.graph.initializer.append(fixed)
+        data = calibration(tmp_path, pair[0], 60)
+        found.append(compare_answers(*pair, data, RUNTIME, 1000))
+    assert found[0] is not None
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "more", "count"),
+    [
+        ("int64[n, 1] best", "best = ArgMax <axis = 1> (y)", 40),
+        ("float[n, 5] still", "none = Sub (y, y) still = Exp (none)", 40),
+        (SCORES, "", 1),
+    ],
+    ids=["integers", "no difference between images", "one image"],
+)
+def test_where_there_is_nothing_to_compare_it_says_nothing(
+    tmp_path: Path, outputs: str, more: str, count: int
+) -> None:
+    original = model(outputs, more)
+    data = calibration(tmp_path, original, count)
+    assert compare_answers(original, model(outputs, more), data, RUNTIME, 1000) is None
+
+
+def test_answers_that_are_not_finite_are_infinitely_far(tmp_path: Path) -> None:
+    original, broken = model(), model(noise=math.inf)
+    found = compare_answers(original, broken, calibration(tmp_path, original, 40), RUNTIME, 1000)
+    assert found is not None
+    assert found.error == math.inf
+
+
+def test_maps_have_no_best_class(tmp_path: Path) -> None:
+    outputs = "float[n, 5, 3, 3] c"
+    original, other = model(outputs), model(outputs, noise=0.1)
+    found = compare_answers(original, other, calibration(tmp_path, original, 40), RUNTIME, 1000)
+    assert found is not None
+    assert found.agreement is None
+    assert 0 < found.error < 0.1
+
+
+def test_an_output_that_differs_by_rounding_alone_does_not_count() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    assert _differs(rows)
+    assert not _differs(1.0 + 1e-8 * rows)
+    assert not _differs(np.zeros((20, 3)))
