@@ -217,8 +217,9 @@ def convert(
                 data,
                 target.runtime,
                 prepared.cost.macs,
-                recovery,
             )
+        if tolerance is None:
+            answered += _far_off(answers, recovery)
 
     # a quantized model takes its place; last, since nothing can be fitted or trained any more
     quantized = None
@@ -408,24 +409,23 @@ def _check_result(model: onnx.ModelProto, prepared: Prepared, target: Target, ou
 
 
 def _compared(
-    original: Path,
-    converted: onnx.ModelProto,
-    data: CalibrationSet,
-    runtime: Runtime,
-    macs: int,
-    recovery: RecoverySettings | None,
+    original: Path, converted: onnx.ModelProto, data: CalibrationSet, runtime: Runtime, macs: int
 ) -> tuple[Answers | None, tuple[str, ...]]:
-    """Compare the answers, and say so where that is not possible, or where they are another network's."""
+    """Compare the answers, or say why that is not possible."""
     try:
-        answers = compare_answers(load_model(original), converted, data, runtime, macs)
+        return compare_answers(load_model(original), converted, data, runtime, macs), ()
     except ConverterError as error:
         return None, (f"how far the answers are off is not known: {error}",)
+
+
+def _far_off(answers: Answers | None, recovery: RecoverySettings | None) -> tuple[str, ...]:
+    """Warn of answers that are another network's, unless they were to be."""
     follows_others = recovery is not None and (recovery.mirrored or recovery.labels)
     if answers is None or answers.error < FAR_OFF or follows_others:
-        return answers, ()
+        return ()
     how = "--recover" if recovery is None else "a longer --recover"
     off = f"{100 * answers.error:.0f} %" if math.isfinite(answers.error) else "far beyond"
-    return answers, (
+    return (
         f"the squared error of the answers is {off} of their variance between images: ask for less, let "
         f"--max-drop find what is possible, or let the model learn with {how}",
     )

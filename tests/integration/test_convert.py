@@ -19,6 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader
 import converter
 from converter import Budget, CalibrationSettings, Conversion, Runtime, SolverSettings, Target
 from converter.calibration.opening import open_calibration_set
+from converter.errors import ModelError
 from converter.plain_file import file_digest
 from converter.planner.cost import ModelCost, count_cost
 from converter.report.page import render_page
@@ -165,6 +166,21 @@ def test_it_says_how_far_the_answers_are_off(tmp_path: Path, macs: float, warned
     assert done.answers.images == 6
     assert any("the answers are off by" in note for note in done.notes) == warned
     assert (error > 0.1) == warned
+
+
+def test_where_answers_cannot_be_compared_the_conversion_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ModelError("a node failed on this input")
+
+    monkeypatch.setattr("converter.pipeline.compare_answers", refuse)
+    done = convert(tmp_path, residual())
+    assert done.answers is None
+    assert done.notes[-1] == (
+        "how far the answers are off is not known: a node failed on this input"
+    )
+    assert relative_error(tmp_path, {"image": pictures(5, seed=9)}) < 0.2
 
 
 def test_the_costs_of_layers_add_up(tmp_path: Path) -> None:
