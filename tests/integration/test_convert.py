@@ -164,7 +164,7 @@ def test_it_says_how_far_the_answers_are_off(tmp_path: Path, macs: float, warned
     assert done.answers.error == pytest.approx(error, rel=1e-3)
     assert done.answers.agreement == (found.argmax(1) == wanted.argmax(1)).mean()
     assert done.answers.images == 6
-    assert any("the answers are off by" in note for note in done.notes) == warned
+    assert any("the squared error of the answers is" in note for note in done.notes) == warned
     assert (error > 0.1) == warned
 
 
