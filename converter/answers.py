@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from converter.calibration.patches import Tensors, bytes_of
 from converter.calibration.samples import spread
-from converter.calibration.segment import Segment
 from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
 from converter.config import Runtime
 from converter.fitting import UNSEEN_EVERY
 from converter.outcome import Answers
-from converter.runtime import model_inputs
+from converter.runtime import model_inputs, open_session, run
 from converter.sensitivity import NO_VARIANCE
 
 __all__ = ["OfImages", "compare_answers"]
@@ -34,63 +35,50 @@ Rows = Mapping[str, NDArray[np.float64]]
 
 
 class OfImages:
-    """What an original answers to some images, and how far others are from that.
+    """Some images, what an original answers to them, and how far others are from that.
 
     Parameters
     ----------
-    original : onnx.ModelProto
-    names : sequence of str
-        Tensors of it that are compared; those count that have a row for each image and differ between images.
     data : CalibrationSet
-    runtime : Runtime
+        The images.
+    fixed : int or None
+        The batch that the original insists on.
+    original : callable
+        Runs it on what is fed, and gives the tensors that are compared, by name; it is not kept.
+
+    Attributes
+    ----------
+    right : dict of str to ndarray of shape (n, elements), float64
+        What the original answers, of those that have a row for each image and differ between images.
     """
 
     def __init__(
-        self,
-        original: onnx.ModelProto,
-        names: Sequence[str],
-        data: CalibrationSet,
-        runtime: Runtime,
+        self, data: CalibrationSet, fixed: int | None, original: Callable[[Tensors], Tensors]
     ) -> None:
-        self._original, self._data, self._runtime = original, data, runtime
-        written = {name for node in original.graph.node for name in node.output}
-        self._names = tuple(name for name in names if name in written)
+        self._data, self._fixed = data, fixed
+        found = self.answers(original)
+        self.right: Rows = {
+            name: rows for name, rows in found.items() if rows.size and _differs(rows)
+        }
 
     @cached_property
     def batches(self) -> list[Batch]:
         """The images, in batches that the network takes."""
-        fixed = fixed_batch(model_inputs(self._original))
-        batches = self._data.batches(fixed or self._together())
-        return [padded(each, fixed) if fixed else each for each in batches]
+        batches = self._data.batches(self._fixed or self._together())
+        return [padded(each, self._fixed) if self._fixed else each for each in batches]
 
     def _together(self) -> int:
         size = bytes_of(next(iter(self._data.batches(1))).feeds)
         return max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
-
-    @cached_property
-    def right(self) -> Rows:
-        """What the original answers, of tensors that differ between images: (n, elements) each."""
-        found = self.of(self._original, self._names)
-        return {name: rows for name, rows in found.items() if rows.size and _differs(rows)}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Tensors that are compared."""
         return tuple(self.right)
 
-    def of(self, model: onnx.ModelProto, names: Sequence[str]) -> Rows:
-        """Let a whole network answer.
-
-        Raises
-        ------
-        ModelError, CalibrationError
-            Where onnxruntime refuses the network or the images.
-        """
-        if not names:
-            return {}
-        label = "the network, as it is compared"
-        whole = Segment(model, tuple(self.batches[0].feeds), names, self._runtime, label=label)
-        return self.gathered(whole.run(each.feeds) for each in self.batches)
+    def answers(self, network: Callable[[Tensors], Tensors]) -> Rows:
+        """Let a network answer, which runs on what is fed."""
+        return self.gathered(network(each.feeds) for each in self.batches)
 
     def gathered(self, answers: Iterable[Tensors]) -> Rows:
         """Put batches together: outputs with a row for each image, (n, elements) each."""
@@ -130,7 +118,7 @@ def _differs(rows: NDArray[np.float64]) -> bool:
 
 
 def compare_answers(
-    original: onnx.ModelProto,
+    original: Path,
     converted: onnx.ModelProto,
     data: CalibrationSet,
     runtime: Runtime,
@@ -140,7 +128,8 @@ def compare_answers(
 
     Parameters
     ----------
-    original, converted : onnx.ModelProto
+    original : Path
+    converted : onnx.ModelProto
     data : CalibrationSet
         What it was fitted on; where it has fewer than two images that fits keep back, all of it is taken.
     runtime : Runtime
@@ -161,25 +150,37 @@ def compare_answers(
     most = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(macs, 1))))
     most = max(2, min(most, MOST_BYTES // max(one, 1)))
     used = _KeptBack(data, most) if len(data) >= 2 * UNSEEN_EVERY else data
-    floating = [
-        output
-        for output in original.graph.output
-        if output.type.tensor_type.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    ]
-    images = OfImages(original, [each.name for each in floating], used, runtime)
+    session = open_session(original, runtime, spinning=False)
+    floating = {
+        each.name: len(each.shape)
+        for each in session.get_outputs()
+        if each.type in ("tensor(float)", "tensor(float16)", "tensor(double)")
+    }
+    if not floating:
+        return None
+    fixed = fixed_batch(model_inputs(session))
+    images = OfImages(used, fixed, _running(session, list(floating), original.name))
     if not images.names:
         return None
-    found = images.of(converted, images.names)
-    scores = [
-        each.name
-        for each in floating
-        if each.name in images.names and len(each.type.tensor_type.shape.dim) == 2
-    ]
+    del session  # of large networks there is no room for two
+    label = "the converted model"
+    other = open_session(converted, runtime, spinning=False, label=label)
+    found = images.answers(_running(other, list(images.names), label))
     agreement = None
-    if scores and images.right[scores[0]].shape[1] > 1 and scores[0] in found:
-        mine, theirs = (each[scores[0]].argmax(1) for each in (found, images.right))
-        agreement = float((mine == theirs).mean())
+    for name in images.names:
+        if floating[name] == 2 and name in found and images.right[name].shape[1] > 1:
+            agreement = float((found[name].argmax(1) == images.right[name].argmax(1)).mean())
+            break
     return Answers(images.error(found), agreement, len(used))
+
+
+def _running(
+    session: ort.InferenceSession, names: list[str], label: str
+) -> Callable[[Tensors], Tensors]:
+    def network(feeds: Tensors) -> Tensors:
+        return dict(zip(names, run(session, names, feeds, label=label), strict=True))
+
+    return network
 
 
 class _KeptBack(Subset):

@@ -15,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from converter.answers import OfImages
+from converter.calibration.segment import Segment
+from converter.calibration.sets import fixed_batch
 from converter.calibration.subset import Subset
 from converter.calibration.walk import Walk
 from converter.config import Runtime
@@ -26,6 +29,7 @@ from converter.prediction import STRONG, Probe
 from converter.preparation import Prepared
 from converter.progress import Progress
 from converter.realisation import rewritten
+from converter.runtime import model_inputs
 from converter.schemes import Candidate
 from converter.sensitivity import output_sources
 from converter.work import key_of
@@ -138,11 +142,17 @@ class _Outputs:
     def __init__(self, prepared: Prepared, runtime: Runtime) -> None:
         self._prepared, self._runtime = prepared, runtime
         wanted = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(prepared.cost.macs, 1))))
-        data, original = prepared.data, prepared.original
+        data = prepared.data
         self._data = Subset(data, wanted) if wanted < len(data) else data
-        self._images = OfImages(
-            original, tuple(output_sources(original)[0]), self._data, self._runtime
-        )
+        self._inputs = model_inputs(prepared.original)
+
+    @cached_property
+    def _images(self) -> OfImages:
+        original = self._prepared.original
+        written = {name for node in original.graph.node for name in node.output}
+        sources = [name for name in output_sources(original)[0] if name in written]
+        whole = self._whole(original, sources)
+        return OfImages(self._data, fixed_batch(self._inputs), whole.run)
 
     @cached_property
     def digest(self) -> str:
@@ -165,7 +175,10 @@ class _Outputs:
             return self._images.gathered(answers)
         except PassError:  # nobody knows the type of a tensor there
             whole = rewritten(self._prepared, {layer.name: branches}, reorder=False)
-            return self._images.of(whole, self.names)
+            return self._images.answers(self._whole(whole, self.names).run)
+
+    def _whole(self, model: onnx.ModelProto, names: Sequence[str]) -> Segment:
+        return Segment(model, [each.name for each in self._inputs], names, self._runtime)
 
     @cached_property
     def _walk(self) -> Walk:

@@ -413,7 +413,7 @@ def _compared(
 ) -> tuple[Answers | None, tuple[str, ...]]:
     """Compare the answers, or say why that is not possible."""
     try:
-        return compare_answers(load_model(original), converted, data, runtime, macs), ()
+        return compare_answers(original, converted, data, runtime, macs), ()
     except ConverterError as error:
         return None, (f"how far the answers are off is not known: {error}",)
 

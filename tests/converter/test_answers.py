@@ -17,6 +17,8 @@ from converter.answers import _differs, compare_answers
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet
 from converter.config import Preprocessing, Runtime
+from converter.model_file import save_model
+from converter.outcome import Answers
 from converter.runtime import model_inputs
 
 RUNTIME = Runtime(threads=1)
@@ -50,6 +52,17 @@ def calibration(folder: Path, network: onnx.ModelProto, count: int) -> Calibrati
     return open_calibration_set(folder / "x.npy", model_inputs(network), Preprocessing())
 
 
+def compared(
+    folder: Path,
+    original: onnx.ModelProto,
+    converted: onnx.ModelProto,
+    data: CalibrationSet,
+    macs: int = 1000,
+) -> Answers | None:
+    save_model(original, folder / "original.onnx")
+    return compare_answers(folder / "original.onnx", converted, data, RUNTIME, macs)
+
+
 def scores(network: onnx.ModelProto, rows: Sequence[int], count: int) -> NDArray[np.float64]:
     weight = numpy_helper.to_array(network.graph.initializer[0]).astype(np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(
@@ -81,7 +94,7 @@ def test_errors_on_the_images_that_fits_kept_back(
     monkeypatch.setattr("converter.answers.LEAST_IMAGES", 1)
     original, converted = model(batch=batch), model(batch=batch, noise=0.5)
     data = calibration(tmp_path, original, count)
-    found = compare_answers(original, converted, data, RUNTIME, macs)
+    found = compared(tmp_path, original, converted, data, macs)
     right, other = (scores(each, judged, count) for each in (original, converted))
     assert found is not None
     assert found.images == len(judged)
@@ -102,7 +115,7 @@ def test_outputs_without_a_row_for_each_image_do_not_count(tmp_path: Path) -> No
                 fixed = numpy_helper.from_array(np.ones((1, 4), np.float32), "anchors")
                 each.graph.initializer.append(fixed)
         data = calibration(tmp_path, pair[0], 60)
-        found.append(compare_answers(*pair, data, RUNTIME, 1000))
+        found.append(compared(tmp_path, *pair, data))
     assert found[0] is not None
     assert found[0] == found[1]
 
@@ -121,12 +134,12 @@ def test_where_there_is_nothing_to_compare_it_says_nothing(
 ) -> None:
     original = model(outputs, more)
     data = calibration(tmp_path, original, count)
-    assert compare_answers(original, model(outputs, more), data, RUNTIME, 1000) is None
+    assert compared(tmp_path, original, model(outputs, more), data) is None
 
 
 def test_answers_that_are_not_finite_are_infinitely_far(tmp_path: Path) -> None:
     original, broken = model(), model(noise=math.inf)
-    found = compare_answers(original, broken, calibration(tmp_path, original, 40), RUNTIME, 1000)
+    found = compared(tmp_path, original, broken, calibration(tmp_path, original, 40))
     assert found is not None
     assert found.error == math.inf
 
@@ -134,7 +147,7 @@ def test_answers_that_are_not_finite_are_infinitely_far(tmp_path: Path) -> None:
 def test_maps_have_no_best_class(tmp_path: Path) -> None:
     outputs = "float[n, 5, 3, 3] c"
     original, other = model(outputs), model(outputs, noise=0.1)
-    found = compare_answers(original, other, calibration(tmp_path, original, 40), RUNTIME, 1000)
+    found = compared(tmp_path, original, other, calibration(tmp_path, original, 40))
     assert found is not None
     assert found.agreement is None
     assert 0 < found.error < 0.1
