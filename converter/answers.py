@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from converter.calibration.patches import Tensors, bytes_of
 from converter.calibration.samples import spread
-from converter.calibration.sets import Batch, CalibrationSet, fixed_batch, padded
+from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
 from converter.config import Runtime
 from converter.fitting import UNSEEN_EVERY
@@ -31,7 +30,10 @@ MOST_BYTES = 2**26
 _BATCH, _BATCH_BYTES = 32, 2**22
 """Images that run at once, and bytes of them: at 224×224 one tensor of 32 images has 400 MiB."""
 
-Rows = Mapping[str, NDArray[np.float64]]
+_HELD = 2**28
+"""Bytes of answers that are held of one network: maps of classes take megabytes for an image."""
+
+Rows = Mapping[str, NDArray[np.float32]]
 
 
 class OfImages:
@@ -40,7 +42,7 @@ class OfImages:
     Parameters
     ----------
     data : CalibrationSet
-        The images.
+        The images; evenly fewer are taken where their answers are large.
     fixed : int or None
         The batch that the original insists on.
     original : callable
@@ -48,28 +50,31 @@ class OfImages:
 
     Attributes
     ----------
-    right : dict of str to ndarray of shape (n, elements), float64
+    batches : list of Batch
+        The images, in batches that the network takes.
+    right : dict of str to ndarray of shape (n, elements), float32
         What the original answers, of those that have a row for each image and differ between images.
     """
 
     def __init__(
         self, data: CalibrationSet, fixed: int | None, original: Callable[[Tensors], Tensors]
     ) -> None:
-        self._data, self._fixed = data, fixed
+        size = bytes_of(next(iter(data.batches(1))).feeds)
+        together = max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
+        batches = [
+            padded(each, fixed) if fixed else each for each in data.batches(fixed or together)
+        ]
+        held = _HELD // max(bytes_of(original(batches[0].feeds)), 1)
+        self.batches = [batches[at] for at in spread(len(batches), max(2, held))]
         found = self.answers(original)
         self.right: Rows = {
             name: rows for name, rows in found.items() if rows.size and _differs(rows)
         }
 
-    @cached_property
-    def batches(self) -> list[Batch]:
-        """The images, in batches that the network takes."""
-        batches = self._data.batches(self._fixed or self._together())
-        return [padded(each, self._fixed) if self._fixed else each for each in batches]
-
-    def _together(self) -> int:
-        size = bytes_of(next(iter(self._data.batches(1))).feeds)
-        return max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
+    @property
+    def images(self) -> int:
+        """How many images these are."""
+        return sum(each.count for each in self.batches)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,12 +87,12 @@ class OfImages:
 
     def gathered(self, answers: Iterable[Tensors]) -> Rows:
         """Put batches together: outputs with a row for each image, (n, elements) each."""
-        parts: dict[str, list[NDArray[np.float64]]] = {}
+        parts: dict[str, list[NDArray[np.float32]]] = {}
         for batch, tensors in zip(self.batches, answers, strict=True):
             filled = next(len(each) for each in batch.feeds.values())
             for name, rows in tensors.items():
                 if rows.shape[:1] == (filled,):
-                    real = rows[: batch.count].reshape(batch.count, -1).astype(np.float64)
+                    real = rows[: batch.count].reshape(batch.count, -1).astype(np.float32)
                     parts.setdefault(name, []).append(real)
         whole = {name: each for name, each in parts.items() if len(each) == len(self.batches)}
         return {
@@ -106,15 +111,16 @@ class OfImages:
             rows = answers.get(name)
             if rows is None or rows.shape != right.shape:
                 return math.inf
-            spread_out = float(np.square(right - right.mean(0)).sum())
-            errors.append(float(np.square(rows - right).sum()) / spread_out)
+            wide = float(right.var(0, dtype=np.float64).sum()) * len(right)
+            errors.append(float(np.square(rows - right).sum(dtype=np.float64)) / wide)
         error = float(np.mean(errors))
         return error if math.isfinite(error) else math.inf
 
 
-def _differs(rows: NDArray[np.float64]) -> bool:
+def _differs(rows: NDArray[np.floating]) -> bool:
     """Whether an output differs between images by more than rounding, as for Ω."""
-    return float(rows.var(0).sum()) > NO_VARIANCE * float(np.square(rows.mean(0)).sum())
+    mean = rows.mean(0, dtype=np.float64)
+    return float(rows.var(0, dtype=np.float64).sum()) > NO_VARIANCE * float(np.square(mean).sum())
 
 
 def compare_answers(
@@ -171,7 +177,7 @@ def compare_answers(
         if floating[name] == 2 and name in found and images.right[name].shape[1] > 1:
             agreement = float((found[name].argmax(1) == images.right[name].argmax(1)).mean())
             break
-    return Answers(images.error(found), agreement, len(used))
+    return Answers(images.error(found), agreement, images.images)
 
 
 def _running(

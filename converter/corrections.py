@@ -168,7 +168,7 @@ class _Outputs:
         """Give the error of the outputs with one layer replaced; layers come in the order of the graph."""
         return self._images.error(self._with(layer, branches))
 
-    def _with(self, layer: Layer, branches: Branches) -> Mapping[str, NDArray[np.float64]]:
+    def _with(self, layer: Layer, branches: Branches) -> Mapping[str, NDArray[np.float32]]:
         """Let the network answer with one layer replaced."""
         try:
             answers = self._walk.answers(layer, [Split(layer, branches)], self.names)

@@ -137,6 +137,22 @@ def test_where_there_is_nothing_to_compare_it_says_nothing(
     assert compared(tmp_path, original, model(outputs, more), data) is None
 
 
+def test_large_answers_are_held_of_fewer_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.answers._BATCH", 2)
+    monkeypatch.setattr("converter.answers._HELD", 3 * 2 * 5 * 4)  # of three batches
+    original, other = model(), model(noise=0.5)
+    found = compared(tmp_path, original, other, calibration(tmp_path, original, 80))
+    rows = np.arange(7, 80, 8).reshape(5, 2)[[0, 2, 4]].ravel()
+    right, answers = (scores(each, rows, 80) for each in (original, other))
+    assert found is not None
+    assert found.images == 6
+    assert found.error == pytest.approx(
+        np.square(answers - right).sum() / np.square(right - right.mean(0)).sum(), rel=1e-3
+    )
+
+
 def test_answers_that_are_not_finite_are_infinitely_far(tmp_path: Path) -> None:
     original, broken = model(), model(noise=math.inf)
     found = compared(tmp_path, original, broken, calibration(tmp_path, original, 40))
