@@ -21,10 +21,12 @@ from converter.outcome import Answers
 from converter.runtime import model_inputs, open_session, run
 from converter.sensitivity import NO_VARIANCE
 
-__all__ = ["OfImages", "compare_answers"]
+__all__ = ["OfImages", "affordable", "compare_answers"]
 
-MOST_IMAGES, LEAST_IMAGES, WORK = 512, 32, 5e11
-"""Images that a conversion is judged on, and multiply-accumulates that they take where a network is large."""
+MOST_IMAGES = 512
+"""Images that a conversion is judged on."""
+LEAST_IMAGES, WORK = 32, 5e11
+"""Images at the least, and multiply-accumulates that more of them may take."""
 MOST_BYTES = 2**26
 """Bytes of these images: they are held while both networks run."""
 _BATCH, _BATCH_BYTES = 32, 2**22
@@ -34,6 +36,11 @@ _HELD = 2**28
 """Bytes of answers that are held of one network: maps of classes take megabytes for an image."""
 
 Rows = Mapping[str, NDArray[np.float32]]
+
+
+def affordable(macs: int, most: int) -> int:
+    """Say how many images, up to `most`, a network of so many multiply-accumulates runs on."""
+    return min(most, max(LEAST_IMAGES, int(WORK / max(macs, 1))))
 
 
 class OfImages:
@@ -153,8 +160,7 @@ def compare_answers(
         Where onnxruntime refuses a network or the images.
     """
     one = bytes_of(next(iter(data.batches(1))).feeds)
-    most = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(macs, 1))))
-    most = max(2, min(most, MOST_BYTES // max(one, 1)))
+    most = max(2, min(affordable(macs, MOST_IMAGES), MOST_BYTES // max(one, 1)))
     used = _KeptBack(data, most) if len(data) >= 2 * UNSEEN_EVERY else data
     session = open_session(original, runtime, spinning=False)
     floating = {

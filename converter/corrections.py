@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.answers import OfImages
+from converter.answers import OfImages, affordable
 from converter.calibration.segment import Segment
 from converter.calibration.sets import fixed_batch
 from converter.calibration.subset import Subset
@@ -41,8 +41,8 @@ __all__ = ["correct_effects", "strong_plan"]
 
 POINTS = 7
 """Plans among which one of about `STRONG` is looked for."""
-MOST_IMAGES, LEAST_IMAGES, WORK = 128, 32, 5e11
-"""Images that a layer is measured on, and multiply-accumulates that they take where a network is large."""
+MOST_IMAGES = 128
+"""Images that a layer is measured on."""
 MOST = 10.0
 """Factor by which an effect is corrected at most, up or down."""
 _ALL = 1 - 1e-6
@@ -141,7 +141,7 @@ class _Outputs:
 
     def __init__(self, prepared: Prepared, runtime: Runtime) -> None:
         self._prepared, self._runtime = prepared, runtime
-        wanted = min(MOST_IMAGES, max(LEAST_IMAGES, int(WORK / max(prepared.cost.macs, 1))))
+        wanted = affordable(prepared.cost.macs, MOST_IMAGES)
         data = prepared.data
         self._data = Subset(data, wanted) if wanted < len(data) else data
         self._inputs = model_inputs(prepared.original)

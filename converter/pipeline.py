@@ -57,7 +57,7 @@ from converter.work import Work
 __all__ = ["convert", "peak_memory_mib"]
 
 FAR_OFF = 0.1
-"""Error of the answers, relative to how they vary between images, that a note warns of."""
+"""Squared error of the answers, relative to their variance between images, that a note warns of."""
 
 Source: TypeAlias = Path | DataReader | CalibrationSet
 
