@@ -23,7 +23,7 @@ from passes.base import PassResult
 __all__ = ["Attempt", "attempt", "meet"]
 
 ATTEMPTS = 2
-"""Plans that are carried out for a budget in time, where the first measures short of it."""
+"""Plans that are carried out where the first measures short of a budget in time, or of the original's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class Attempt:
         The finished model; the original where nothing made it faster.
     cost : ModelCost
         Of `model`.
-    replaced : int
-        Layers that are replaced in it.
+    replaced, put_back : int
+        Layers that are replaced in it, and those that were until the model was timed.
     layers : tuple of LayerOutcome
     passes : tuple of PassResult
         What replaced and reordered nodes.
@@ -52,6 +52,7 @@ class Attempt:
     model: onnx.ModelProto
     cost: ModelCost
     replaced: int
+    put_back: int
     layers: tuple[LayerOutcome, ...]
     passes: tuple[PassResult, ...]
     latency: Latency | None
@@ -114,6 +115,7 @@ def attempt(
         model=result,
         cost=cost,
         replaced=len(left),
+        put_back=len(realised.branches) - len(left),
         layers=layers,
         passes=realised.passes,
         latency=latency,
@@ -130,10 +132,11 @@ def meet(
     progress: Progress,
     clock: Clock,
 ) -> Attempt:
-    """Carry out the plan for a budget; one in time that measures short of it is made once more, tighter.
+    """Carry out the plan for a budget; one that is slower than it should be is made once more.
 
     A plan is tried with random weights before it is fitted, and on a machine whose pace swings that reading
-    may be too good.
+    may be too good. One in time that measures short of it is then made tighter. One that lost layers, which
+    did not pay, is made as the machine is by now, since without them it misses the budget.
 
     Parameters
     ----------
@@ -160,24 +163,34 @@ def meet(
             break  # what is faster than the first is out of reach
         done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
         readings.append(_gained(done))
-        if best is None or readings[-1] == max(readings):
+        if best is None or _better(done, best, budget):
             best = done
         short = _short(done, budget)
-        if short <= 1.0:
+        if short <= 1.0 and not _lost(done, budget):
             break
         more *= short
     assert best is not None, "the first attempt ended, or its refusal was raised"
-    return dataclasses.replace(best, notes=(*best.notes, *_missed(readings, _short(best, budget))))
+    return dataclasses.replace(best, notes=(*best.notes, *_missed(readings, best, budget)))
+
+
+def _better(done: Attempt, best: Attempt, budget: Budget) -> bool:
+    """Whether an attempt is the one to keep: one that lost nothing before one that did, then the faster."""
+    return (not _lost(done, budget), _gained(done)) >= (not _lost(best, budget), _gained(best))
+
+
+def _lost(done: Attempt, budget: Budget) -> bool:
+    """Whether a budget that is not in time is missed since layers did not pay."""
+    return done.put_back > 0 and not budget.timed
 
 
 def _gained(done: Attempt) -> float:
     return 1.0 if done.latency is None else done.latency.speedup
 
 
-def _missed(readings: Sequence[float], short: float) -> tuple[str, ...]:
+def _missed(readings: Sequence[float], best: Attempt, budget: Budget) -> tuple[str, ...]:
     """Say that plans were made again, or that none was fast enough."""
     read = " and ".join(f"{each:.2f}" for each in readings)
-    if short > 1.0:
+    if _short(best, budget) > 1.0:
         return (f"the budget in time is missed: plans for it measured {read} times the original",)
     if len(readings) > 1:
         return (f"planned twice, since the first plan was too slow: {read} times the original",)

@@ -67,7 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def test_without_timing_the_plan_is_the_result(prepared: Prepared) -> None:
     choice, clock = plan(prepared, None, Budget(macs=4)), Clock()
     done = attempt(prepared, None, choice, SOLVER, SILENT, clock, trade=True)
-    assert (done.replaced, done.latency, done.notes) == (2, None, ())
+    assert (done.replaced, done.put_back, done.latency, done.notes) == (2, 0, None, ())
     assert all(layer.ms_before is layer.ms_after is None for layer in done.layers)
     assert prepared.cost.macs / done.cost.macs >= 4
     assert done.cost == count_cost(done.model, prepared.sample, label="it")
@@ -75,21 +75,26 @@ def test_without_timing_the_plan_is_the_result(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize(
-    ("readings", "budget", "asked", "shipped", "note"),
+    ("readings", "lost", "budget", "asked", "shipped", "note"),
     [
-        ([3.1], Budget(speedup=3), [1.0], 0, None),
-        ([2.5, 3.2], Budget(speedup=3), [1.0, 1.2], 1, "planned twice"),
-        ([2.5, 2.4], Budget(speedup=3), [1.0, 1.2], 0, "2.50 and 2.40"),
-        ([2.5, 2.8], Budget(speedup=3), [1.0, 1.2], 1, "is missed"),
-        ([2.5, 4.1], Budget(latency_ms=0.5), [1.0, 1.6], 1, "planned twice"),
-        ([2.5, None], Budget(speedup=3), [1.0, 1.2], 0, "is missed"),
-        ([0.9], Budget(macs=3), [1.0], 0, None),
+        ([3.1], [0], Budget(speedup=3), [1.0], 0, None),
+        ([2.5, 3.2], [0, 0], Budget(speedup=3), [1.0, 1.2], 1, "planned twice"),
+        ([2.5, 2.4], [0, 0], Budget(speedup=3), [1.0, 1.2], 0, "2.50 and 2.40"),
+        ([2.5, 2.8], [0, 0], Budget(speedup=3), [1.0, 1.2], 1, "is missed"),
+        ([2.5, 4.1], [0, 0], Budget(latency_ms=0.5), [1.0, 1.6], 1, "planned twice"),
+        ([2.5, None], [0, 0], Budget(speedup=3), [1.0, 1.2], 0, "is missed"),
+        ([3.1], [1], Budget(speedup=3), [1.0], 0, None),
+        ([1.2], [0], Budget(macs=3), [1.0], 0, None),
+        ([1.0, 1.3], [2, 0], Budget(macs=3), [1.0, 1.0], 1, "1.00 and 1.30"),
+        ([1.4, 1.3], [1, 0], Budget(params=3), [1.0, 1.0], 1, "planned twice"),
+        ([1.2, 1.0], [1, 2], Budget(macs=3), [1.0, 1.0], 0, "planned twice"),
     ],
 )
-def test_a_budget_in_time_is_met_as_measured(
+def test_a_plan_that_is_too_slow_is_made_again(
     prepared: Prepared,
     monkeypatch: pytest.MonkeyPatch,
     readings: list[float | None],
+    lost: list[int],
     budget: Budget,
     asked: list[float],
     shipped: int,
@@ -108,8 +113,19 @@ def test_a_budget_in_time_is_met_as_measured(
         ratio = readings[len(attempts)]
         assert ratio is not None
         latency = Latency("cpu", 1, 1, 2.0, 2.0 / ratio, ratio, ratio - 0.01, ratio + 0.01, 1.0)
-        cost = prepared.cost
-        attempts.append(Attempt(prepared.original, cost, 1, (), (), latency, (), choice))
+        attempts.append(
+            Attempt(
+                model=prepared.original,
+                cost=prepared.cost,
+                replaced=1,
+                put_back=lost[len(attempts)],
+                layers=(),
+                passes=(),
+                latency=latency,
+                notes=(),
+                choice=choice,
+            )
+        )
         return attempts[-1]
 
     monkeypatch.setattr(module, "plan", planned)
@@ -153,7 +169,7 @@ def test_layers_that_do_not_pay_are_put_back(
     }
     paced: Any = SimpleNamespace(candidates=candidates)  # all that is looked into
     done = attempt(prepared, paced, choice, SOLVER, SILENT, Clock(), trade=False)
-    assert done.replaced == len(kept)
+    assert (done.replaced, done.put_back) == (len(kept), 2 - len(kept))
     assert done.latency is LATENCY
     by_name = {layer.name: layer for layer in done.layers}
     for name in ("first", "second"):

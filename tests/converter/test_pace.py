@@ -40,6 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, ratios: list[float]) -> list[int]:
         return timings, {name: Speedup(ratio, ratio, ratio) for name in models}
 
     monkeypatch.setattr(module, "time_against", time_against)
+    monkeypatch.setattr(module, "PAUSE", 0.0)
     return asked
 
 
@@ -280,6 +281,26 @@ def test_layers_that_do_not_pay_are_put_back_first(
     outputs = {name for node in kept.graph.node for name in node.output}
     assert any(name.startswith(f"{SECOND}/") for name in outputs)
     assert not any(name.startswith(f"{FIRST}/") for name in outputs)
+
+
+@pytest.mark.parametrize(
+    ("tried", "ratios"), [(1.4, [0.9, 0.9, 1.3]), (0.95, [0.9, 0.9, 1.3]), (1.4, [0.9])]
+)
+def test_a_model_whose_plan_was_faster_is_given_time(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tried: float, ratios: list[float]
+) -> None:
+    chosen, branches, model = finished(prepared)
+    timed = paced(prepared, 1e-6)
+    timed.tried.append(module.Tried(chosen, tried))
+    clock(monkeypatch, ratios)
+    naps: list[float] = []
+    monkeypatch.setattr(module, "PAUSE", 15.0)
+    monkeypatch.setattr(module.time, "sleep", naps.append)
+    _, left, latency = never_slower(prepared, timed, chosen, branches, model)
+    # the whole model alone is waited for, and only where the plan gave reason to
+    assert sum(naps) == (30.0 if tried > 1.0 else 0.0)
+    assert set(left) == ({FIRST, SECOND} if ratios[-1] > 1.0 else set())
+    assert latency.speedup == (1.3 if left else 1.0)
 
 
 def test_where_nothing_pays_the_original_is_what_is_left(

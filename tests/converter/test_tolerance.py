@@ -89,14 +89,15 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
             shown = gain if faster else 1.0
             latency = dataclasses.replace(LATENCY, speedup=shown, converted_ms=10 / shown)
             return Attempt(
-                onnx.ModelProto(),
-                ModelCost(100, 10, ()),
-                int(faster),
-                (),
-                (),
-                latency,
-                (),
-                Choice({}, 0.0, {}, 0.0),
+                model=onnx.ModelProto(),
+                cost=ModelCost(100, 10, ()),
+                replaced=int(faster),
+                put_back=int(not faster),
+                layers=(),
+                passes=(),
+                latency=latency,
+                notes=(),
+                choice=Choice({}, 0.0, {}, 0.0),
             )
 
         def plan(_prepared: object, _paced: object, budget: Budget) -> object:
