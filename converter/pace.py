@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, CalibrationSettings, SolverSettings, Target
 from converter.corrections import correct_effects
 from converter.errors import ConfigError
-from converter.latency import CLOSE, OPENINGS, Speedup, Timing, measure_latency, speedup
+from converter.latency import (
+    CLOSE,
+    OPENINGS,
+    Speedup,
+    Timing,
+    measure_latency,
+    speedup,
+    until_no_slower,
+)
 from converter.outcome import Latency
 from converter.planner.choice import Choice, Limit, choose
 from converter.planner.measurements import Measurements
@@ -71,17 +79,11 @@ by 1.12 times as much at most."""
 DEARER = 1.5
 """The same where the best plan is slower than the original. Where work goes slowly from core to core, a
 ResNet-20 at half its MACs was no slower only at twice the error."""
-READINGS = 3
-"""A model counts as slower where it reads so in all of them, each with sessions of its own: one session may
-be unlucky with its threads, and a small network then reads a quarter slower."""
-PAUSE = 15.0
-"""Seconds between these readings where the plan itself is known to be faster. On two shared cores a ResNet-20
-read 1.35 times the original's speed for minutes and 0.90 for some 2 to 40 seconds in between, both steadily:
-work then goes slowly from core to core, and such a state should have passed by the last reading."""
 READ_PLANS = 3
 """Plans of a front, from the cheapest on, that are read as wholes to correct predictions by."""
 HELD = 0.1
-"""A prediction that is off by more is read into: the plan behind it is timed again, as it was tried."""
+"""A prediction that is off by more is read into: the plan behind it is timed again, as it was tried. One of
+so much gain is waited for, where the model reads slower than the original."""
 LEAST_EFFECT = 1e-12
 """Plans of no effect are all alike."""
 LEAST_MS = 1e-6
@@ -282,7 +284,7 @@ def _in_time(
         assert budget.speedup is not None, "a budget in time is one of the two"
         wanted, option = budget.speedup, f"--speedup {budget.speedup:g}"
     else:
-        original = time_against(prepared.original, {}, paced, TRIAL_SECONDS)[0]["original"]
+        original = time_against(prepared.original, {}, paced, TRIAL_SECONDS)["original"]
         wanted = original.median_ms / budget.latency_ms
         option = f"--latency-ms {budget.latency_ms:g}"
     factor = budget.speedup is not None
@@ -403,8 +405,8 @@ def _read(
     }
     if not models:
         return {}
-    speedups = time_against(prepared.original, models, paced, TRIAL_SECONDS, TRIAL_ROUNDS)[1]
-    return {name: each.ratio for name, each in speedups.items()}
+    timings = time_against(prepared.original, models, paced, TRIAL_SECONDS, TRIAL_ROUNDS)
+    return {name: speedup(timings["original"], timings[name]).ratio for name in models}
 
 
 def with_random_weights(prepared: Prepared, chosen: Mapping[str, Candidate]) -> onnx.ModelProto:
@@ -423,9 +425,9 @@ def time_against(
     paced: Paced,
     seconds: float,
     rounds: int = FINAL_ROUNDS,
-) -> tuple[dict[str, Timing], dict[str, Speedup]]:
-    """Time models in turns with the original; also how much faster each is."""
-    timings = measure_latency(
+) -> dict[str, Timing]:
+    """Time models in turns with the original, whose timing is there too."""
+    return measure_latency(
         {"original": original, **models},
         paced.feeds,
         paced.target.runtime,
@@ -434,7 +436,6 @@ def time_against(
         openings=OPENINGS,
         within=CLOSE,
     )
-    return timings, {name: speedup(timings["original"], timings[name]) for name in models}
 
 
 def never_slower(
@@ -467,23 +468,19 @@ def never_slower(
         it was timed.
     """
     gains = {name: _gain(paced, name, chosen[name]) for name in branches}
-    pause = PAUSE if paced.predicted_speedup(chosen) > 1.0 else 0.0
+    # the machine is given time once: what is slower after that is put back without delay
+    seen_faster = paced.predicted_speedup(chosen) > 1.0 + HELD
     left = dict(branches)
     while left:
-        for reading in range(READINGS):
-            time.sleep(pause if reading else 0.0)
-            timings, speedups = time_against(
-                prepared.path, {"converted": model}, paced, FINAL_SECONDS
-            )
-            if speedups["converted"].ratio >= 1.0:
-                break
-        if speedups["converted"].ratio >= 1.0:
+        read = partial(time_against, prepared.path, {"converted": model}, paced, FINAL_SECONDS)
+        timings, gained = until_no_slower(read, "converted", "original", seen_faster=seen_faster)
+        if gained.ratio >= 1.0:
             forms = {
                 name: chosen[name] if name in left else each[0]
                 for name, each in paced.candidates.items()
             }
-            return model, left, _latency(prepared, paced, timings, speedups["converted"], forms)
-        pause = 0.0  # the machine had its time: what is slower by now is put back without delay
+            return model, left, _latency(prepared, paced, timings, gained, forms)
+        seen_faster = False
         paying = {name: each for name, each in left.items() if gains[name] > 0}
         if len(paying) == len(left):
             order = sorted(left, key=lambda name: gains[name], reverse=True)
@@ -491,9 +488,7 @@ def never_slower(
         left = paying
         if left:
             model = rewritten(prepared, left)
-    timings, speedups = time_against(
-        prepared.path, {"converted": prepared.path}, paced, TRIAL_SECONDS
-    )
+    timings = time_against(prepared.path, {"converted": prepared.path}, paced, TRIAL_SECONDS)
     forms = {name: each[0] for name, each in paced.candidates.items()}
     return None, {}, _latency(prepared, paced, timings, Speedup(1.0, 1.0, 1.0), forms)
 

@@ -16,3 +16,9 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"the reference models and images are not at {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read models again at once: what tiny networks take differs from reading to reading anyway."""
+    monkeypatch.setattr("converter.latency.PAUSE", 0.0)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 
 from converter.calibration.sets import CalibrationSet
 from converter.config import QuantizationSettings, Runtime, Target
 from converter.drop import held_back
 from converter.errors import CalibrationError, ConfigError, ModelError, SolverError
-from converter.latency import Speedup, Timing, measure_latency, speedup
-from converter.pace import FINAL_SECONDS, READINGS, TRIAL_SECONDS
+from converter.latency import Speedup, Timing, measure_latency, speedup, until_no_slower
+from converter.pace import FINAL_SECONDS, HELD, TRIAL_SECONDS
 from converter.planner.cost import count_cost
 from converter.preparation import one_sample, target_batch
 from converter.progress import Progress
@@ -295,7 +294,11 @@ def quantize(
         if unconverted is not None:
             models["alone"] = unconverted[0]
         with progress.stage("time the quantized model", 1):
-            timings = _in_turns(models, feeds, runtime)
+            timings, _ = until_no_slower(
+                lambda: measure_latency(models, feeds, runtime, seconds=FINAL_SECONDS),
+                *("quantized", "float"),
+                seen_faster=any((each.time or 1.0) < 1.0 - HELD for each in found.trials),
+            )
     latency = _latency(timings, target) if timings else None
     alone = None
     if unconverted is not None:
@@ -350,17 +353,6 @@ def _alike(
     ready = find_ranges(original, path, images, settings, runtime, progress)
     types = next(each for each in ARITHMETICS if each.name == found.types)
     return in_int8(ready.model, ready.ranges.by(found.ranges), types)
-
-
-def _in_turns(
-    models: Mapping[str, onnx.ModelProto], feeds: Mapping[str, NDArray[Any]], runtime: Runtime
-) -> dict[str, Timing]:
-    """Time all of them; where the quantized one reads slower than the float model, they are read again."""
-    for _ in range(READINGS):
-        timings = measure_latency(models, feeds, runtime, seconds=FINAL_SECONDS)
-        if speedup(timings["float"], timings["quantized"]).ratio >= 1.0:
-            break
-    return timings
 
 
 def _latency(timings: Mapping[str, Timing], target: Target) -> InTurns:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converter import latency
 from converter.config import Runtime
 from converter.errors import CalibrationError, ConfigError, ModelError
-from converter.latency import Timing, measure_latency, speedup
+from converter.latency import Timing, measure_latency, speedup, until_no_slower
 from converter.runtime import open_session
 
 ONE = Runtime(threads=1)
@@ -244,3 +244,26 @@ def test_feeds_and_models_that_do_not_run() -> None:
 
 def test_no_models_give_no_timings() -> None:
     assert measure_latency({}, FEEDS, ONE) == {}
+
+
+@pytest.mark.parametrize(
+    ("readings", "naps"),
+    [([1.2], 0), ([1.0], 0), ([0.9, 1.1], 1), ([0.9, 0.8, 1.3], 2), ([0.9, 0.8, 0.7], 2)],
+)
+@pytest.mark.parametrize("seen_faster", [True, False])
+def test_a_model_that_reads_slower_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, readings: list[float], naps: int, seen_faster: bool
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(latency, "PAUSE", 15.0)
+    monkeypatch.setattr(latency.time, "sleep", slept.append)
+    left = list(readings)
+
+    def read() -> dict[str, Timing]:
+        return {"old": timing(2.0, 2.0), "new": timing(*[2.0 / left.pop(0)] * 2)}
+
+    timings, gained = until_no_slower(read, "new", "old", seen_faster=seen_faster)
+    assert not left
+    assert gained.ratio == pytest.approx(readings[-1])
+    assert timings["new"].median_ms == pytest.approx(2.0 / readings[-1])
+    assert slept == naps * [15.0 if seen_faster else 0.0]

@@ -13,8 +13,8 @@ from converter import pace as module
 from converter.branches import branches_of_form
 from converter.config import Budget, Runtime, Target
 from converter.errors import ConfigError
-from converter.latency import Speedup, Timing
-from converter.pace import READINGS, Paced, never_slower, pace, plan, read_plans
+from converter.latency import READINGS, Timing
+from converter.pace import Paced, never_slower, pace, plan, read_plans
 from converter.planner.choice import Choice, frontier
 from converter.planner.measurements import Measurements
 from converter.planner.milliseconds.model import LatencyModel
@@ -33,14 +33,12 @@ def clock(monkeypatch: pytest.MonkeyPatch, ratios: list[float]) -> list[int]:
     def time_against(_original: object, models: dict[str, object], *_: object) -> object:
         ratio = ratios[min(len(asked), len(ratios) - 1)]
         asked.append(len(models))
-        timings = {
+        return {
             name: Timing(ms, ms, ms, 1, (ms,), 1, "cpu", 1, spinning=True, settled=True)
             for name, ms in (("original", 1.0), *((name, 1 / ratio) for name in models))
         }
-        return timings, {name: Speedup(ratio, ratio, ratio) for name in models}
 
     monkeypatch.setattr(module, "time_against", time_against)
-    monkeypatch.setattr(module, "PAUSE", 0.0)
     return asked
 
 
@@ -294,8 +292,8 @@ def test_a_model_whose_plan_was_faster_is_given_time(
     timed.tried.append(module.Tried(chosen, tried))
     clock(monkeypatch, ratios)
     naps: list[float] = []
-    monkeypatch.setattr(module, "PAUSE", 15.0)
-    monkeypatch.setattr(module.time, "sleep", naps.append)
+    monkeypatch.setattr("converter.latency.PAUSE", 15.0)
+    monkeypatch.setattr("converter.latency.time.sleep", naps.append)
     _, left, latency = never_slower(prepared, timed, chosen, branches, model)
     # the whole model alone is waited for, and only where the plan gave reason to
     assert sum(naps) == (30.0 if tried > 1.0 else 0.0)

@@ -20,7 +20,7 @@ import converter.pace
 from converter import QuantizationSettings, Runtime, Target
 from converter.config import PRESETS, RecoverySettings
 from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
-from converter.latency import Speedup, Timing
+from converter.latency import Timing
 from converter.model_file import save_model
 from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
@@ -106,9 +106,12 @@ def test_a_faster_model_is_written_and_timed_in_turns_with_both_others(
 def test_a_slower_model_is_not_written(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr("converter.latency.time.sleep", naps.append)
     calls = paced(monkeypatch, 12.0)
     quantized = quantize(files, tmp_path / "out.onnx", timing=True)
     assert not quantized.shipped
+    assert sum(naps) == 0.0  # it was no faster when it was tried: there is nothing to wait for
     assert "slower than the float one" in quantized.notes[-1]
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(files[0])
     assert [each for each in calls if "quantized" in each] == 3 * [
@@ -372,9 +375,13 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     # a model that reads slower would be put back, and there would be nothing to quantize
     timed = converter.pace.time_against
 
-    def never_slower(*given: Any, **named: Any) -> Any:
-        timings, speedups = timed(*given, **named)
-        return timings, {name: Speedup(2.0, 2.0, 2.0) for name in speedups}
+    def never_slower(*given: Any, **named: Any) -> dict[str, Timing]:
+        timings = timed(*given, **named)
+        halved = tuple(ms / 2 for ms in timings["original"].rounds_ms)
+        return {
+            name: each if name == "original" else replace(each, rounds_ms=halved)
+            for name, each in timings.items()
+        }
 
     monkeypatch.setattr("converter.pace.time_against", never_slower)
 
