@@ -17,7 +17,7 @@ from converter.planner.choice import Choice
 from converter.planner.cost import ModelCost, count_cost
 from converter.preparation import Clock, Prepared
 from converter.progress import Progress
-from converter.realisation import realise, unchanged
+from converter.realisation import Realised, realise, unchanged
 from passes.base import PassResult
 
 __all__ = ["Attempt", "attempt", "meet"]
@@ -47,6 +47,8 @@ class Attempt:
         What a reader must know of layers that were put back.
     choice : Choice
         The plan that was carried out.
+    realised : Realised
+        What it was fitted to, with no layer put back.
     """
 
     model: onnx.ModelProto
@@ -58,6 +60,7 @@ class Attempt:
     latency: Latency | None
     notes: tuple[str, ...]
     choice: Choice
+    realised: Realised
 
 
 def attempt(
@@ -69,6 +72,7 @@ def attempt(
     clock: Clock,
     *,
     trade: bool,
+    realised: Realised | None = None,
 ) -> Attempt:
     """Fit a plan, and put layers back that do not pay.
 
@@ -85,6 +89,8 @@ def attempt(
         Gets the seconds of each stage.
     trade : bool
         Whether the ADMM may trade ranks for channels of S.
+    realised : Realised or None, default None
+        What the plan was fitted to before; None fits it.
 
     Raises
     ------
@@ -92,8 +98,9 @@ def attempt(
         Where a fit becomes non-finite.
     """
     # in graph order, each layer on what the converted ones before it deliver
-    with clock.stage("fit layers"):
-        realised = realise(prepared, choice.chosen, solver, progress, trade=trade)
+    if realised is None:
+        with clock.stage("fit layers"):
+            realised = realise(prepared, choice.chosen, solver, progress, trade=trade)
     model: onnx.ModelProto | None = realised.model
     left, latency, layers = realised.branches, None, realised.layers
 
@@ -121,6 +128,7 @@ def attempt(
         latency=latency,
         notes=_verdict(realised.branches, left),
         choice=choice,
+        realised=realised,
     )
 
 
@@ -136,7 +144,8 @@ def meet(
 
     A plan is tried with random weights before it is fitted, and on a machine whose pace swings that reading
     may be too good. One in time that measures short of it is then made tighter. One that lost layers, which
-    did not pay, is made as the machine is by now, since without them it misses the budget.
+    did not pay, is made as the machine is by now, since without them it misses the budget; where the plan is
+    the same, its fits are too.
 
     Parameters
     ----------
@@ -161,9 +170,14 @@ def meet(
             if best is None:
                 raise
             break  # what is faster than the first is out of reach
-        done = attempt(prepared, paced, choice, solver, progress, clock, trade=not budget.timed)
+        again = best is not None and best.choice.chosen == choice.chosen
+        done = attempt(
+            *(prepared, paced, choice, solver, progress, clock),
+            trade=not budget.timed,
+            realised=best.realised if best is not None and again else None,
+        )
         readings.append(_gained(done))
-        if best is None or _better(done, best, budget):
+        if best is None or _worth(done, budget) >= _worth(best, budget):
             best = done
         short = _short(done, budget)
         if short <= 1.0 and not _lost(done, budget):
@@ -173,14 +187,18 @@ def meet(
     return dataclasses.replace(best, notes=(*best.notes, *_missed(readings, best, budget)))
 
 
-def _better(done: Attempt, best: Attempt, budget: Budget) -> bool:
-    """Whether an attempt is the one to keep: one that lost nothing before one that did, then the faster."""
-    return (not _lost(done, budget), _gained(done)) >= (not _lost(best, budget), _gained(best))
+def _worth(done: Attempt, budget: Budget) -> tuple[int, float]:
+    """Order attempts: the fewer layers a budget that is not in time lost the better, then the faster."""
+    return -done.put_back if _has_counts(budget) else 0, _gained(done)
 
 
 def _lost(done: Attempt, budget: Budget) -> bool:
-    """Whether a budget that is not in time is missed since layers did not pay."""
-    return done.put_back > 0 and not budget.timed
+    """Whether a budget is missed since layers did not pay."""
+    return done.put_back > 0 and (_has_counts(budget) or not done.replaced)
+
+
+def _has_counts(budget: Budget) -> bool:
+    return budget.macs is not None or budget.params is not None
 
 
 def _gained(done: Attempt) -> float:
@@ -193,7 +211,10 @@ def _missed(readings: Sequence[float], best: Attempt, budget: Budget) -> tuple[s
     if _short(best, budget) > 1.0:
         return (f"the budget in time is missed: plans for it measured {read} times the original",)
     if len(readings) > 1:
-        return (f"planned twice, since the first plan was too slow: {read} times the original",)
+        return (
+            "planned twice, since the first plan was too slow or lost layers that did not pay: "
+            f"{read} times the original",
+        )
     return ()
 
 

@@ -200,11 +200,6 @@ def convert(
                 )
             if recovered.improved:
                 save_model(recovered.model, out)
-    if recovery is not None:
-        # an earlier run may have measured two parts where this has one
-        for part in range(max(parts, 2)):
-            checkpoint_of(out, part).unlink(missing_ok=True)
-
     # the model is there, whatever comes of this
     answers: Answers | None = None
     answered: tuple[str, ...] = ()
@@ -241,6 +236,12 @@ def convert(
             if quantized.shipped:
                 mark(quantized.model, source_digest, done.layers)
                 save_model(quantized.model, out)
+
+    # what was learned is needed until the last model is there: a run may be cut off before
+    if recovery is not None:
+        # an earlier run may have measured two parts where this has one
+        for part in range(max(parts, 2)):
+            checkpoint_of(out, part).unlink(missing_ok=True)
 
     measured = () if paced is None else paced.model.notes
     kept_notes = () if kept is None else kept.notes
@@ -336,7 +337,16 @@ def _opened(
     lessons = None
     if recovery is not None:
         calib, learned_from = _read_once(calib, recover_images, inputs, preprocessing)
-        lessons = open_calibration_set(learned_from, inputs, preprocessing, labels=recovery.labels)
+        # those that a tolerance is judged on may be some of the calibration images: none is learned from
+        shared = tolerance is not None and tolerance.evaluation.source is None
+        shared = shared and recover_images in (None, calib)
+        lessons = open_calibration_set(
+            *(learned_from, inputs, preprocessing),
+            images=calibration.images if shared else None,
+            labels=recovery.labels,
+        )
+        if shared and tolerance is not None:
+            lessons, _ = set_apart(lessons, tolerance.evaluation, inputs, preprocessing)
         # as it will be converted: what the exporter left in nodes is a weight then
         require_recoverable(normalised_model(source, model), lessons, recovery)
     data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)

@@ -34,7 +34,7 @@ __all__ = [
 
 IMAGES = "How images are prepared"
 RUNNING = "Where and how it runs"
-BUDGET = "What the result may cost (one or two), or lose"
+BUDGET = "What the result may cost (one or more), or lose"
 RECOVERY = "Recovery, with the original as teacher"
 QUANTIZATION = "Quantization, last of all"
 GATES = "What must hold"
@@ -80,7 +80,7 @@ Timing = Annotated[
     bool,
     typer.Option(
         "--timing/--no-timing",
-        help="Whether layers and results are timed; without, MACs alone count.",
+        help="Whether layers and results are timed; without, MACs and parameters alone count.",
         rich_help_panel=RUNNING,
     ),
 ]

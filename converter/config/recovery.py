@@ -40,7 +40,7 @@ class RecoverySettings:
         In how many parts a conversion goes its way, from 1 to 8, each converted and recovered before the
         next; None takes 2 for a budget of a half or less, and else 1.
     augment : tuple of str, default ("flip", "shift")
-        What happens to images on their way: "flip" left to right, "shift" by up to an eighth.
+        What happens to images on their way: "flip" left to right, "shift" by up to a sixteenth.
     mirrored : bool, default False
         Whether scores of classes follow the mean of the original's answers to an image and to its mirror
         image, in place of the former alone.

@@ -221,8 +221,9 @@ def _slice(
     chosen = step.axes(axes) or list(range(len(first)))
     by = wholes(strides) if strides is not None else [1] * len(first)
     for start, end, axis, stride in zip(first, last, chosen, by, strict=True):
-        # What Python's slices do with ends beyond the axis is what ONNX says.
-        positions = range(*slice(start, end, stride).indices(x.shape[axis]))
+        # What Python's slices do with ends beyond the axis is what ONNX says, but for a start before it.
+        first_one = max(start, -x.shape[axis]) if stride < 0 else start
+        positions = range(*slice(first_one, end, stride).indices(x.shape[axis]))
         if stride == 1:
             x = x.narrow(axis, positions.start, len(positions))
         else:
@@ -329,7 +330,7 @@ def _upsample(step: Step, x: Tensor, scales: Tensor | None = None) -> Tensor:
     factors = step.attributes.get("scales") if scales is None else scales.tolist()
     if factors is None or min(factors) < 1:
         raise step.refuse("makes its input smaller")
-    sizes = [math.floor(size * factor) for size, factor in zip(x.shape, factors, strict=True)]
+    sizes = [_scaled(size, factor) for size, factor in zip(x.shape, factors, strict=True)]
     mode = step.text("mode", "nearest")
     for axis, (size, factor) in enumerate(zip(sizes, factors, strict=True)):
         x = _resized(step, x, axis, size, factor, (mode, "asymmetric", "floor"))
@@ -356,12 +357,17 @@ def _resize(
         factors = [size / x.shape[axis] for axis, size in zip(axes, wanted, strict=True)]
     elif scales is not None and scales.numel():
         factors = [float(factor) for factor in scales.tolist()]
-        wanted = [math.floor(x.shape[a] * f) for a, f in zip(axes, factors, strict=True)]
+        wanted = [_scaled(x.shape[a], f) for a, f in zip(axes, factors, strict=True)]
     else:
         raise step.refuse("has neither scales nor sizes")
     for axis, size, factor in zip(axes, wanted, factors, strict=True):
         x = _resized(step, x, axis, size, factor, rule)
     return x
+
+
+def _scaled(size: int, factor: float) -> int:
+    """Scale a size in float32 as onnxruntime does: ten times 1.4 are 14, and in float64 less."""
+    return int(np.float32(factor) * np.float32(size))
 
 
 def _resized(

@@ -23,7 +23,7 @@ __all__ = ["Images", "augmented", "holds_images", "load_images", "mirror_images"
 
 _COLOURS = (1, 3, 4)
 """Channels that an image may have; an axis of such a length tells the layout."""
-_REACH = 1 / 8
+_REACH = 1 / 16
 """Images are shifted by up to this share of their sides."""
 _APART = 2048
 """Images after which they have their next turn."""
@@ -70,6 +70,17 @@ class Images:
             tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
         return tensors
 
+    def passes(self, steps: int, size: int, turns: int = 1) -> int:
+        """Say how many whole passes some steps of `seen_at` make."""
+        return steps // (turns * (len(self) // min(size, len(self))))
+
+    def variant(
+        self, rows: NDArray[Any] | slice, device: str, ways: tuple[str, ...], seed: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        """Give some of them `augmented`: the same way for the same image and seed."""
+        feeds = self.batch(rows, device)
+        return augmented(feeds, ways, self.chances(rows, seed)) if ways else feeds
+
     def classes(self, rows: NDArray[Any] | slice, device: str) -> Tensor | None:
         """Give the labels of some of them; None where there are none."""
         import torch
@@ -110,7 +121,9 @@ class Images:
             rows = np.random.default_rng((seed, seen, first, turn)).permutation(rows)
         return rows[at * size : (at + 1) * size], seen, turn
 
-    def chances(self, rows: NDArray[np.int64], seed: tuple[int, ...]) -> NDArray[np.float64]:
+    def chances(
+        self, rows: NDArray[np.int64] | slice, seed: tuple[int, ...]
+    ) -> NDArray[np.float64]:
         """Give what decides how some images are changed, (n, 3): the same for the same image and seed."""
         return np.random.default_rng(seed).random((len(self), 3))[rows]
 
@@ -198,7 +211,7 @@ def augmented(
     ----------
     feeds : dict of str to Tensor of shape (n, ...)
     ways : tuple of str
-        Of "flip" (left to right, half of them) and "shift" (up to an eighth of each side, the edge
+        Of "flip" (left to right, half of them) and "shift" (up to a sixteenth of each side, the edge
         mirrored).
     chances : ndarray of shape (n, 3)
         What decides it for each image, from 0 and below 1: `Images.chances`.
@@ -254,7 +267,7 @@ def _changed(feed: Tensor, ways: tuple[str, ...], chances: NDArray[np.float64]) 
 
 
 def _moves(chances: NDArray[np.float64], side: int) -> NDArray[np.int64]:
-    reach = int(side * _REACH)
+    reach = int(side * _REACH + 0.5)
     return np.floor(chances * (2 * reach + 1)).astype(np.int64) - reach
 
 

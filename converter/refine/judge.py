@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from converter.config import Runtime
-from converter.refine.images import Images, mirror_images
-from converter.refine.loss import answers_differ, holds_scores, mean_scores
+from converter.config import RecoverySettings, Runtime
+from converter.refine.images import Images
+from converter.refine.loss import answers_differ, holds_scores
 from converter.refine.networks import Networks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["JUDGED_TOGETHER", "Judge", "Judgement"]
+__all__ = ["Judge", "Judgement", "judged_together"]
 
-JUDGED_TOGETHER = 256
-"""Held-out images that are run at once."""
+_JUDGED_STEPS = 4
+"""Held-out images that are run at once, in those of a step: without gradients they take less room."""
+
+
+def judged_together(settings: RecoverySettings) -> int:
+    """Say how many held-out images run at once."""
+    return _JUDGED_STEPS * settings.batch
 
 
 @dataclass(frozen=True)
@@ -49,32 +54,26 @@ class Judge:
         networks: Networks,
         original: onnx.ModelProto,
         images: Images,
+        wanted: Mapping[str, Tensor],
+        settings: RecoverySettings,
         runtime: Runtime,
-        temperature: float,
     ) -> None:
         self._networks, self._images, self._runtime = networks, images, runtime
-        self._temperature = temperature
+        self._settings = settings
         self._original = self._wanted = self._answers(0, original)
         if networks.mirrored:
-            turned = self._answers(0, original, mirror_images)
-            self._wanted = mean_scores(self._original, turned, networks.outputs)
+            self._wanted = {name: each.cpu().double() for name, each in wanted.items()}
 
-    def _answers(
-        self,
-        which: int,
-        model: onnx.ModelProto,
-        seen: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
-    ) -> dict[str, Tensor]:
-        """Run a model on the images as they are `seen`."""
+    def _answers(self, which: int, model: onnx.ModelProto) -> dict[str, Tensor]:
+        """Run a model on the images."""
         import torch
 
         answers = self._networks.under_onnxruntime(which, model, self._runtime)
         batches = (
-            self._images.batch(rows, "cpu") for rows in self._images.in_order(JUDGED_TOGETHER)
+            self._images.batch(rows, "cpu")
+            for rows in self._images.in_order(judged_together(self._settings))
         )
-        parts = [
-            answers({name: feed.numpy() for name, feed in seen(feeds).items()}) for feeds in batches
-        ]
+        parts = [answers({name: feed.numpy() for name, feed in feeds.items()}) for feeds in batches]
         return {
             name: torch.from_numpy(np.concatenate([part[name] for part in parts])).double()
             for name in self._networks.outputs
@@ -85,7 +84,9 @@ class Judge:
         found = self._answers(1, model)
         outputs = self._networks.outputs
         # in float64 and from 0: round-off must not make a model better than one that answers alike
-        loss = max(0.0, float(answers_differ(found, self._wanted, outputs, self._temperature)))
+        loss = max(
+            0.0, float(answers_differ(found, self._wanted, outputs, self._settings.temperature))
+        )
         scores = next((name for name in outputs if holds_scores(self._original[name])), None)
         agreement = None
         if scores is not None:

@@ -4,9 +4,13 @@ An image is seen in a few variants, flipped and shifted otherwise in each pass. 
 variant is kept, and not computed again when that one's turn comes once more: at a seventh of the
 multiply-accumulates, the original has two thirds of those of a step.
 
-Where all answers are means over an image and its mirror image, they are the same for both. If images are
-flipped and answers kept, each variant is then seen as it is and soon after turned round, and the original is
-asked for the first alone: a short training, in which it has most of the work, makes up to twice the steps.
+Where scores are means over an image and its mirror image, and answers are kept, those to all variants of an
+image that were seen so far are averaged too, which costs nothing: what the original answers to an image that
+is shifted by a little is as often right, and wrong in other places.
+
+Such a mean is the same for an image and its mirror image. If images are flipped, each variant is then seen as
+it is and soon after turned round, and the original is asked for the first alone: a short training, in which
+it has most of the work, makes up to twice the steps.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.config import RecoverySettings
-from converter.refine.images import Images, augmented, mirror_images
+from converter.refine.images import Images, mirror_images
 from converter.refine.networks import Networks
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ __all__ = ["VARIANTS", "Lessons"]
 
 VARIANTS = 6
 """Ways in which an image is seen, where so many answers can be kept; else each pass has its own."""
+HELD_OUT_VARIANTS = 3
+"""Those of held-out images that a mean is taken over."""
 _SHARE = 4
 """Answers take up to a quarter of the memory that images may."""
 
@@ -47,6 +53,8 @@ class Lessons:
     ----------
     variants : int or None
         None where answers are too large to be kept: then each pass is a variant of its own.
+    averaged : bool
+        Whether means over variants are learned.
     """
 
     def __init__(
@@ -65,8 +73,11 @@ class Lessons:
         self.variants = len(self._known) or None
         # what is no score of a class, as a map, is another one for the mirror image
         scores_alone = all(each.ndim == 3 and each.shape[2] >= 2 for each in self._answers.values())
-        flipped = networks.mirrored and "flip" in settings.augment
-        self._turns = 2 if flipped and scores_alone and self.variants is not None else 1
+        kept = networks.mirrored and scores_alone and self.variants is not None
+        self._turns = 2 if kept and "flip" in settings.augment else 1
+        # variants that earlier parts saw
+        self._before: int = 0 if earlier is None else earlier._before
+        self.averaged = kept and "shift" in settings.augment
 
     def _room(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Make room for answers, none where they are too many, and for which of them are known."""
@@ -86,7 +97,7 @@ class Lessons:
     def lesson(
         self, step: int, size: int, casting: Any
     ) -> tuple[NDArray[np.int64], dict[str, Tensor], dict[str, Tensor]]:
-        """Give the rows of a step, its images, and what the original answers.
+        """Give the rows of a step, its images, and what is learned of them.
 
         Inner responses are among the answers where a variant is new; else outputs alone are, also
         where the original has to be asked, so that a run which goes on from a checkpoint learns the same.
@@ -98,24 +109,61 @@ class Lessons:
         casting : context manager
             What the original runs under.
         """
-        settings, images = self._settings, self._images
-        rows, seen, turn = images.seen_at(step, size, settings.seed, self._turns)
+        images = self._images
+        rows, seen, turn = images.seen_at(step, size, self._settings.seed, self._turns)
         variant = seen if self.variants is None else seen % self.variants
-        feeds = images.batch(rows, settings.device)
-        if settings.augment:
-            chances = images.chances(rows, (settings.seed, 1, variant))
-            feeds = augmented(feeds, settings.augment, chances)
+        feeds = self._seen(images, rows, variant)
         if turn:
             feeds = mirror_images(feeds)
-        if self.variants is not None and bool(self._known[variant, rows].all()):
-            kept = {name: each[variant, rows] for name, each in self._answers.items()}
-            return rows, feeds, {name: each.to(settings.device) for name, each in kept.items()}
-        with casting:
-            answers = self._networks.original(feeds)
-        if self.variants is not None:
+        if self.variants is None:
+            with casting:
+                return rows, feeds, self._networks.original(feeds)
+        first: dict[str, Tensor] = {}
+        numbers = self._numbers(variant, seen)
+        for number in numbers:
+            if bool(self._known[number, rows].all()):
+                continue
+            asked = feeds if number == variant else self._seen(images, rows, number)
+            with casting:
+                answers = self._networks.original(asked)
             for name, each in self._answers.items():
-                each[variant, rows] = answers[name].float().cpu()
-            self._known[variant, rows] = True
-            if seen != variant or turn:  # not for the first time
-                answers = {name: answers[name] for name in self._answers}
-        return rows, feeds, answers
+                each[number, rows] = answers[name].float().cpu()
+            self._known[number, rows] = True
+            if number == seen and not turn:
+                first = answers
+        kept = {name: each[numbers][:, rows].mean(0) for name, each in self._answers.items()}
+        device = self._settings.device
+        return rows, feeds, {**first, **{name: each.to(device) for name, each in kept.items()}}
+
+    def ended(self, steps: int, size: int) -> None:
+        """Note how far a training went, for one that goes on from here."""
+        passes = self._images.passes(steps, size, self._turns)
+        self._before = max(self._before, min(passes, VARIANTS))
+
+    def of_held_out(self, held_out: Images, size: int) -> dict[str, Tensor]:
+        """Say what would be learned of images that are held out, `size` of them at once."""
+        import torch
+
+        outputs, device = self._networks.outputs, self._settings.device
+
+        def learned(rows: slice) -> dict[str, Tensor]:
+            if not self.averaged:
+                return self._networks.original(held_out.batch(rows, device))
+            views = (self._seen(held_out, rows, number) for number in range(HELD_OUT_VARIANTS))
+            answers = [self._networks.original(each) for each in views]
+            return {name: torch.stack([each[name] for each in answers]).mean(0) for name in outputs}
+
+        parts = [learned(rows) for rows in held_out.in_order(size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in outputs}
+
+    def _seen(
+        self, images: Images, rows: NDArray[np.int64] | slice, variant: int
+    ) -> dict[str, Tensor]:
+        settings = self._settings
+        return images.variant(rows, settings.device, settings.augment, (settings.seed, 1, variant))
+
+    def _numbers(self, variant: int, seen: int) -> list[int]:
+        """Name the variants whose answers are learned: that which is seen, or all so far."""
+        if not self.averaged:
+            return [variant]
+        return list(range(min(max(seen + 1, self._before), VARIANTS)))

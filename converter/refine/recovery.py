@@ -20,7 +20,7 @@ from converter.config import RecoverySettings, Runtime
 from converter.errors import CalibrationError, ConfigError
 from converter.progress import SILENT, Progress
 from converter.refine.images import Images, holds_images, load_images, mirror_images
-from converter.refine.judge import Judge, Judgement
+from converter.refine.judge import Judge, Judgement, judged_together
 from converter.refine.lessons import Lessons
 from converter.refine.loss import holds_scores
 from converter.refine.networks import Networks
@@ -37,11 +37,11 @@ HELD_OUT_MOST = 1000
 """Every tenth image is held out, a thousand at most."""
 LEAST_HELD_OUT = 2
 MIRRORED = (
-    "scores follow the mean of the original's for an image and for its mirror image; agreement is with the "
-    "former alone"
+    "scores follow the mean of the original's for an image and for its mirror image, both shifted a little "
+    "where images are; agreement is with its answers to the images as they are"
 )
 MIRRORED_TO_SEE = 200
-"""Images that are mirrored to see whether left and right are alike."""
+"""Images that are mirrored, or few more, to see whether left and right are alike."""
 ALIKE = 0.9
 """Share of equal classes from which they seem to be."""
 CHECKED = 4
@@ -253,13 +253,14 @@ class Teacher:
         if settings.labels:
             _require_classes(networks, self._images, settings)
 
-        judge = Judge(networks, self._original, self._held_out, runtime, settings.temperature)
-        before = judge.judge(converted)
         if self._lessons is not None:
             # inner responses are not kept; they make a percent of difference
             settings = dataclasses.replace(settings, features=0.0)
         lessons = Lessons(networks, self._images, settings, self._lessons)
-        training = Training(networks, self._images, self._held_out, lessons, settings)
+        wanted = lessons.of_held_out(self._held_out, judged_together(settings))
+        judge = Judge(networks, self._original, self._held_out, wanted, settings, runtime)
+        before = judge.judge(converted)
+        training = Training(networks, self._images, self._held_out, wanted, lessons, settings)
         key = _key(self._original, converted, self._data, settings)
         resumed = checkpoint is not None and training.resumed(checkpoint, key)
         status: Status = "ended early"
@@ -268,10 +269,12 @@ class Teacher:
                 networks.of_scales(),
                 self._images,
                 self._held_out,
+                wanted,
                 lessons,
                 settings,
                 settings.refit,
             )
+            channels.notes = training.notes
             own_key = f"{key}-channels"
             resumed = checkpoint is not None and channels.resumed(checkpoint, own_key)
             notes += _went_on(channels) if resumed else ()
@@ -281,7 +284,9 @@ class Teacher:
             notes += _went_on(training)
         if settings.refit < 1:
             status = training.run("recover", checkpoint, key, progress)
+        lessons.ended(training.step, training.batch)
         self._lessons = lessons
+        notes += tuple(training.notes)
         if training.asked_in != training.precision:
             notes += (f"the original answered in {training.asked_in}, where it is clearly faster",)
 
@@ -306,14 +311,21 @@ class Teacher:
 
     def _hint(self, networks: Networks) -> tuple[str, ...]:
         """Tell of --mirrored where left and right seem to be alike; only a person knows whether they are."""
-        feeds = self._held_out.batch(slice(0, MIRRORED_TO_SEE), self._settings.device)
-        if not holds_images(feeds):
-            return ()
-        plain, turned = networks.original(feeds), networks.original(mirror_images(feeds))
-        scores = next((name for name in networks.outputs if holds_scores(plain[name])), None)
-        if scores is None:
-            return ()
-        share = float((plain[scores].argmax(1) == turned[scores].argmax(1)).float().mean())
+        import torch
+
+        same: list[Tensor] = []
+        for rows in self._held_out.in_order(judged_together(self._settings)):
+            feeds = self._held_out.batch(rows, self._settings.device)
+            if not holds_images(feeds):
+                return ()
+            plain, turned = networks.original(feeds), networks.original(mirror_images(feeds))
+            scores = next((name for name in networks.outputs if holds_scores(plain[name])), None)
+            if scores is None:
+                return ()
+            same.append(plain[scores].argmax(1) == turned[scores].argmax(1))
+            if rows.stop >= MIRRORED_TO_SEE:
+                break
+        share = float(torch.cat(same).float().mean())
         if share < ALIKE:
             return ()
         return (

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from converter.array_file import DamagedFileError, load_arrays, save_arrays
 from converter.config import RecoverySettings
-from converter.errors import SolverError
+from converter.errors import ConfigError, SolverError
 from converter.progress import Progress
 from converter.refine.images import Images
-from converter.refine.judge import JUDGED_TOGETHER
+from converter.refine.judge import judged_together
 from converter.refine.lessons import Lessons
 from converter.refine.loss import answers_differ, holds_scores, relative_error
 from converter.refine.networks import Networks
@@ -65,7 +65,7 @@ TIMED = 4
 PROBED, HOPELESS = 16, 2.0
 """A precision that takes so many times as long for a sixteenth of a batch is not timed for a whole one. On a
 processor without instructions for bfloat16 a few Convs took 30 times as long, and timing took minutes."""
-CHECKPOINT_FORMAT = "twofold-recovery-3"
+CHECKPOINT_FORMAT = "twofold-recovery-4"
 
 Status = Literal["time limit", "epochs done", "ended early"]
 
@@ -74,13 +74,15 @@ Status = Literal["time limit", "epochs done", "ended early"]
 class Training:
     """The state of the training: weights, Adam's moments, the running mean, and the best so far.
 
-    `began` and `until` are the shares of the whole length between which it runs. `precision` is that of the
-    network that is trained, `asked_in` that of the original.
+    `wanted` is what is learned of `held_out`. `began` and `until` are the shares of the whole length between
+    which it runs. `precision` is that of the network that is trained, `asked_in` that of the original.
+    `notes` are what a reader must know, each once.
     """
 
     networks: Networks
     images: Images
     held_out: Images
+    wanted: Mapping[str, Tensor]
     lessons: Lessons
     settings: RecoverySettings
     until: float = 1.0
@@ -96,15 +98,13 @@ class Training:
     gained: bool = False
     shrunk: float = 1.0
     restarted: float = 0.0
+    notes: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         import torch
 
         self.batch = min(self.settings.batch, len(self.images))
         self._judging: list[float] = []  # seconds of each judgement
-        # what the original answers to the held-out images stays: it is asked once
-        answers = self._held_out_answers(self.networks.original)
-        self._wanted = _together(answers, self.networks.outputs)
         parameters = self.networks.parameters
         self._mean = {name: value.detach().clone() for name, value in parameters.items()}
         self._adam = torch.optim.Adam(
@@ -142,7 +142,14 @@ class Training:
         with progress.stage(what, 1000) as advance:
             shown = self._shown(advance, 0)
             while self.passed < 1.0:
-                self._one_step()
+                try:
+                    self._one_step()
+                except SolverError as error:
+                    if not self.gained:
+                        raise
+                    self.notes[f"the best so far was kept, since {error}"] = None
+                    status = "ended early"
+                    break
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
                 shown = self._shown(advance, shown)
@@ -153,7 +160,7 @@ class Training:
                     if judges and not self._keep_best() and not self.gained and not ends:
                         self._start_over()
                     if checkpoint is not None:
-                        self._write(checkpoint, key)
+                        self._keep(checkpoint, key)
                     if self.idle >= PATIENCE:
                         status = "ended early"
                         break
@@ -215,8 +222,7 @@ class Training:
         loss = self._loss(found, wanted, rows)
         if not math.isfinite(float(loss.detach())):
             raise SolverError(
-                f"the training became NaN or infinite at step {self.step}; the model that was given is "
-                "kept, and a lower --rate may do"
+                f"the training became NaN or infinite at step {self.step}; a lower --rate may do"
             )
         self._adam.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -306,10 +312,11 @@ class Training:
         started = time.monotonic()
         loss_now = self._judged_mean()
         self._judging.append(time.monotonic() - started)
-        better = loss_now < self.best_loss
+        first = not self.best
+        better = first or loss_now < self.best_loss
         if better:
-            self.gained = not math.isinf(self.best_loss)
-            self.best_loss, self.idle = loss_now, 0
+            self.gained = not first
+            self.best_loss, self.idle = loss_now if math.isfinite(loss_now) else math.inf, 0
             self.best = {name: value.cpu().numpy().copy() for name, value in self._mean.items()}
         elif self.passed > 0.5:
             self.idle += 1
@@ -327,13 +334,20 @@ class Training:
             found = _together(self._held_out_answers(self.networks.converted), outputs)
             for name, value in parameters.items():
                 value.copy_(now[name])
-        return float(answers_differ(found, self._wanted, outputs, self.settings.temperature))
+        return float(answers_differ(found, self.wanted, outputs, self.settings.temperature))
 
     def _held_out_answers(
         self, network: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
-        for rows in self.held_out.in_order(JUDGED_TOGETHER):
+        for rows in self.held_out.in_order(judged_together(self.settings)):
             yield network(self.held_out.batch(rows, self.settings.device))
+
+    def _keep(self, checkpoint: Path, key: str) -> None:
+        """Write a checkpoint; where that fails, as on a full disk, the training goes on without."""
+        try:
+            self._write(checkpoint, key)
+        except ConfigError as error:
+            self.notes[f"a run that is interrupted begins anew: {error}"] = None
 
     def _write(self, path: Path, key: str) -> None:
         arrays: dict[str, NDArray[Any]] = {}

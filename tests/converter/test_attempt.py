@@ -88,11 +88,16 @@ def test_without_timing_the_plan_is_the_result(prepared: Prepared) -> None:
         ([1.0, 1.3], [2, 0], Budget(macs=3), [1.0, 1.0], 1, "1.00 and 1.30"),
         ([1.4, 1.3], [1, 0], Budget(params=3), [1.0, 1.0], 1, "planned twice"),
         ([1.2, 1.0], [1, 2], Budget(macs=3), [1.0, 1.0], 0, "planned twice"),
+        ([1.2, 1.1], [2, 1], Budget(macs=3), [1.0, 1.0], 1, "planned twice"),
+        ([1.0, 2.1], [3, 0], Budget(speedup=2), [1.0, 1.0], 1, "planned twice"),
+        ([1.4, 1.3], [1, 0], Budget(macs=3, speedup=1.2), [1.0, 1.0], 1, "planned twice"),
     ],
 )
+@pytest.mark.parametrize("other", [True, False], ids=["another plan", "the same plan"])
 def test_a_plan_that_is_too_slow_is_made_again(
     prepared: Prepared,
     monkeypatch: pytest.MonkeyPatch,
+    other: bool,
     readings: list[float | None],
     lost: list[int],
     budget: Budget,
@@ -102,14 +107,19 @@ def test_a_plan_that_is_too_slow_is_made_again(
 ) -> None:
     plans: list[float] = []
     attempts: list[Attempt] = []
+    fitted: Any = object()
 
-    def planned(*_: object, more: float) -> None:
+    def planned(*_: object, more: float) -> object:
         plans.append(more)
         if readings[len(attempts)] is None:
             raise ConfigError("out of reach")
+        return SimpleNamespace(chosen=len(plans) if other else 0)
 
-    def attempted(_prepared: Any, _paced: Any, choice: Any, *_: Any, trade: bool) -> Attempt:
+    def attempted(
+        _prepared: Any, _paced: Any, choice: Any, *_: Any, trade: bool, realised: Any
+    ) -> Attempt:
         assert trade == (not budget.timed)
+        assert realised == (fitted if attempts and not other else None)
         ratio = readings[len(attempts)]
         assert ratio is not None
         latency = Latency("cpu", 1, 1, 2.0, 2.0 / ratio, ratio, ratio - 0.01, ratio + 0.01, 1.0)
@@ -117,13 +127,14 @@ def test_a_plan_that_is_too_slow_is_made_again(
             Attempt(
                 model=prepared.original,
                 cost=prepared.cost,
-                replaced=1,
+                replaced=int(ratio != 1.0),
                 put_back=lost[len(attempts)],
                 layers=(),
                 passes=(),
                 latency=latency,
                 notes=(),
                 choice=choice,
+                realised=fitted,
             )
         )
         return attempts[-1]
@@ -170,6 +181,11 @@ def test_layers_that_do_not_pay_are_put_back(
     paced: Any = SimpleNamespace(candidates=candidates)  # all that is looked into
     done = attempt(prepared, paced, choice, SOLVER, SILENT, Clock(), trade=False)
     assert (done.replaced, done.put_back) == (len(kept), 2 - len(kept))
+    again = attempt(
+        *(prepared, paced, choice, SOLVER, SILENT, Clock()), trade=False, realised=done.realised
+    )
+    assert again.realised is done.realised
+    assert again.model == done.model
     assert done.latency is LATENCY
     by_name = {layer.name: layer for layer in done.layers}
     for name in ("first", "second"):

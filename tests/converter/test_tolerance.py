@@ -34,6 +34,7 @@ from converter.planner.choice import Choice
 from converter.planner.cost import ModelCost
 from converter.preparation import Clock
 from converter.progress import SILENT
+from converter.realisation import Realised
 from converter.tolerance import PROBES, Tolerance, search
 
 GAINS = np.geomspace(1, 12, 12)
@@ -98,6 +99,7 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Found:
                 latency=latency,
                 notes=(),
                 choice=Choice({}, 0.0, {}, 0.0),
+                realised=Realised(onnx.ModelProto(), (), (), {}),
             )
 
         def plan(_prepared: object, _paced: object, budget: Budget) -> object:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import converter
-from converter.errors import SolverError
+from converter.errors import ConfigError, SolverError
 from converter.model_file import save_model
 from converter.refine import training as module
 from converter.refine.images import Images
@@ -145,7 +145,7 @@ def test_one_image_alone_in_the_last_batch_counts_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of maps, whose error is relative to how much they differ between images."""
-    monkeypatch.setattr(module, "JUDGED_TOGETHER", 15)  # 16 are held out
+    monkeypatch.setattr(module, "judged_together", lambda _: 15)  # 16 are held out
     model = network()
     del model.graph.node[4:]
     del model.graph.output[:]
@@ -198,7 +198,9 @@ def test_each_network_has_the_precision_that_is_faster_for_it(
     held = Images({"x": np.load(images)})
     networks = Networks(onnx.load(original), onnx.load(damaged))
     asked = settings(epochs=1, precision="auto", features=0.0)
-    training = module.Training(networks, held, held, Lessons(networks, held, asked), asked)
+    lessons = Lessons(networks, held, asked)
+    wanted = lessons.of_held_out(held, 64)
+    training = module.Training(networks, held, held, wanted, lessons, asked)
     seen: dict[str, bool] = {}
 
     def noted(name: str) -> Callable[[object], object]:
@@ -237,22 +239,65 @@ def test_labels_add_their_cross_entropy(files: tuple[Path, Path, Path]) -> None:
     for labels in (False, True):
         asked = settings(labels=labels)
         lessons = Lessons(networks, held, asked)
-        training = module.Training(networks, held, held, lessons, asked)
+        kept = lessons.of_held_out(held, 64)
+        training = module.Training(networks, held, held, kept, lessons, asked)
         losses.append(float(training._loss(found, wanted, rows).detach()))
     scores = found["y"].detach().double().numpy()
     of_classes = np.log(np.exp(scores).sum(1)) - scores[np.arange(37), rows % 5]
     assert losses[1] - losses[0] == pytest.approx(module.LABEL_WEIGHT * of_classes.mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("at", [0, 100])
 def test_a_loss_that_is_not_finite_ends_it(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     original, damaged, images = files
+    out = original.parent / "out.onnx"
     loss = module.Training._loss
 
     def broken(training: module.Training, *given: Any) -> torch.Tensor:
-        return loss(training, *given) * (math.nan if training.step == 7 else 1.0)
+        return loss(training, *given) * (math.nan if training.step == at else 1.0)
 
     monkeypatch.setattr(module.Training, "_loss", broken)
-    with pytest.raises(SolverError, match="NaN or infinite at step 7"):
-        converter.recover(original, damaged, images, original.parent / "out.onnx", settings())
+    if at == 0:
+        with pytest.raises(SolverError, match="NaN or infinite at step 0"):
+            converter.recover(original, damaged, images, out, settings(), runtime=RUNTIME)
+        return
+    found = converter.recover(original, damaged, images, out, settings(), runtime=RUNTIME)
+    assert found.improved  # what was gained until then is kept
+    assert (found.steps, found.status) == (at, "ended early")
+    assert any("NaN or infinite at step 100" in note for note in found.notes)
+
+
+def test_a_network_that_answers_nothing_finite_at_first_is_trained_from_there(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    held = Images({"x": np.load(images)})
+    networks = Networks(onnx.load(original), onnx.load(damaged))
+    asked = settings(epochs=1)
+    lessons = Lessons(networks, held, asked)
+    training = module.Training(networks, held, held, lessons.of_held_out(held, 64), lessons, asked)
+    losses = iter([math.nan, math.nan, 2.0, 3.0])
+    monkeypatch.setattr(training, "_judged_mean", lambda: next(losses))
+    assert training._keep_best()
+    assert training.best.keys() == networks.parameters.keys()
+    assert [training._keep_best() for _ in range(3)] == [False, True, False]
+    assert (training.best_loss, training.gained) == (2.0, True)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_nothing(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+
+    def full(*_: object) -> None:
+        raise ConfigError("no space left on device")
+
+    monkeypatch.setattr(module, "save_arrays", full)
+    out = original.parent / "out.onnx"
+    found = converter.recover(original, damaged, images, out, settings(), runtime=RUNTIME)
+    assert found.improved
+    assert [note for note in found.notes if "no space" in note] == [
+        "a run that is interrupted begins anew: no space left on device"
+    ]
