@@ -65,7 +65,17 @@ def load_model(path: Path) -> onnx.ModelProto:
     _check_with_onnx(model if external else data, path)
     if not model.graph.node:
         raise ModelError(f"{path} has a graph without any node; export the model again")
+    _free_unknown_sizes(model)
     return model
+
+
+def _free_unknown_sizes(model: onnx.ModelProto) -> None:
+    """Let sizes of −1, by which some exporters mean any, be free: onnx would compute with them."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.HasField("dim_value") and size.dim_value < 0:
+                size.ClearField("dim_value")
 
 
 def save_model(model: onnx.ModelProto, path: Path, *, external_above: int = EXTERNAL_ABOVE) -> None:

@@ -31,7 +31,7 @@ from converter.config import (
     Target,
 )
 from converter.drop import measure_drop, set_apart
-from converter.errors import ConfigError, ConverterError, SolverError
+from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, shares_of
 from converter.model_file import external_files, load_model, model_digest, save_model
@@ -221,19 +221,22 @@ def convert(
     if quantization is not None:
         with clock.stage("quantize"):
             given = done.model if recovered is None else recovered.model
-            quantized = quantize(
-                load_model(model),
-                given,
-                data,
-                quantization,
-                target,
-                path=out,
-                timing=timing,
-                progress=progress,
-            )
-            if quantized.shipped and tolerance is not None:
+            try:
+                quantized = quantize(
+                    load_model(model),
+                    given,
+                    data,
+                    quantization,
+                    target,
+                    path=out,
+                    timing=timing,
+                    progress=progress,
+                )
+            except (ModelError, CalibrationError, SolverError) as error:  # the float model is there
+                answered += (f"the model could not be quantized, and stays in float32: {error}",)
+            if quantized is not None and quantized.shipped and tolerance is not None:
                 quantized = _within(tolerance, quantized, drop_now(quantized.model), given)
-            if quantized.shipped:
+            if quantized is not None and quantized.shipped:
                 mark(quantized.model, source_digest, done.layers)
                 save_model(quantized.model, out)
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,11 @@ def prepare(
         start = _start(model) if start is None else start
         original, digest = start.model, start.digest
         layers = find_layers(import_with_shapes(original))
-        convertible = [layer for layer in layers if layer.reason is None]
-        _require_convertible(layers, model)
         inputs = model_inputs(original, label=str(model))
         sample = one_sample(data, inputs)
+        layers = _by_image(layers, original, data, sample)
+        convertible = [layer for layer in layers if layer.reason is None]
+        _require_convertible(layers, model)
         cost = count_cost(original, sample, label=str(model))
 
     # targets: what the original answers, before anything changes
@@ -335,6 +337,45 @@ def _spatial(layer: Layer, shape: tuple[int, ...], fed: int) -> tuple[int, tuple
     return rows // math.prod(axes), axes
 
 
+def _by_image(
+    layers: Sequence[Layer],
+    model: onnx.ModelProto,
+    data: CalibrationSet,
+    sample: Mapping[str, NDArray[Any]],
+) -> tuple[Layer, ...]:
+    """Refuse layers that have not the same number of positions for each of the first two images."""
+    convertible = [layer for layer in layers if layer.reason is None]
+    names = [layer.response for layer in convertible]
+    fixed = fixed_batch(model_inputs(model))
+    batches = (
+        dict((padded(each, fixed) if fixed else each).feeds) for each in data.batches(fixed or 2)
+    )
+    # two images at once, or one after the other
+    others = next(islice(batches, 1 if fixed else 0, None), None)
+    seen = [
+        (len(next(iter(feeds.values()))), tensor_shapes(model, feeds, names))
+        for feeds in (sample, others)
+        if feeds is not None and convertible
+    ]
+
+    def judged(layer: Layer) -> Layer:
+        found = {_for_each(layer, shapes[layer.response], fed) for fed, shapes in seen}
+        if len(found) == 1 and None not in found:
+            return layer
+        return replace(layer, reason="it has not the same number of positions for each image")
+
+    return tuple(judged(layer) if layer.reason is None else layer for layer in layers)
+
+
+def _for_each(layer: Layer, shape: tuple[int, ...], fed: int) -> tuple[int, ...] | None:
+    """Give the blocks of one of `fed` samples and the axes of a block; None where they do not go round."""
+    conv = layer.op == "Conv"
+    blocks = shape[0] if conv else math.prod(shape[:-1])
+    if blocks % fed or not blocks:
+        return None
+    return (blocks // fed, *(shape[2:] if conv else ()))
+
+
 def _require_convertible(layers: Sequence[Layer], path: Path) -> None:
     if not layers:
         raise ModelError(f"{path} has no Conv, Gemm or MatMul, so there is nothing to convert")
@@ -382,7 +423,16 @@ def _metrics(
         f"output {name} was left out of the effects: {why}"
         for name, why in measured.left_out.items()
     )
-    return {layer.name: measured.metric[layer.response] for layer in layers}, notes
+    metrics = {layer.name: measured.metric[layer.response] for layer in layers}
+    # what leads to such outputs alone would be free to have any error
+    blind = [name for name, metric in metrics.items() if not metric.any()]
+    metrics |= {name: _relative(samples[name]) for name in blind}
+    if blind:
+        notes += (
+            f"errors of {', '.join(blind)} reach no output that is weighed, so they count relative to these "
+            "layers' own responses",
+        )
+    return metrics, notes
 
 
 def _relative(sample: Sample) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ before it, so that an error there shows nowhere else.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ WIDEST = 16_384
 
 _FIRST_OPSET = 7  # before it Gemm and Add broadcast by attributes
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"})
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"  # of onnxruntime's optimised models
 _FUSED = frozenset({"FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv"})
 
@@ -125,7 +127,7 @@ def find_layers(graph: gs.Graph) -> tuple[Layer, ...]:
     """
     found = list(_linear_nodes(graph))
     count = Counter(node.name for node, _ in found)
-    wiring = Wiring(graph)
+    wiring, unfed = Wiring(graph), _unfed(graph)
     layers: list[Layer] = []
     taken: set[str] = set()
     for node, place in found:
@@ -133,7 +135,11 @@ def find_layers(graph: gs.Graph) -> tuple[Layer, ...]:
         name = node.name if unique else next((t.name for t in node.outputs), node.name)
         name = fresh_name(taken, name)  # a node may be called as what another one writes
         if place is None:
-            layers.append(_read_layer(graph, node, name, wiring))
+            layer = _read_layer(graph, node, name, wiring)
+            if layer.reason is None and id(node) in unfed:
+                reason = "no input of the model reaches it, so it is the same for every image"
+                layer = dataclasses.replace(layer, reason=reason)
+            layers.append(layer)
         else:
             output = next((tensor.name for tensor in node.outputs), "")
             layers.append(
@@ -151,6 +157,19 @@ def find_layers(graph: gs.Graph) -> tuple[Layer, ...]:
                 )
             )
     return tuple(layers)
+
+
+def _unfed(graph: gs.Graph) -> set[int]:
+    """Ids of the nodes that compute the same whatever the model is fed; one with a body may read anything."""
+    fed = {id(tensor) for tensor in graph.inputs}
+    unfed = set()
+    for node in graph.nodes:
+        alone = not any(id(tensor) in fed for tensor in node.inputs)
+        if alone and not any(True for _ in node.subgraphs()) and node.op not in _RANDOM:
+            unfed.add(id(node))
+        else:
+            fed.update(id(tensor) for tensor in node.outputs)
+    return unfed
 
 
 def _linear_nodes(graph: gs.Graph) -> Iterator[tuple[gs.Node, str | None]]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,12 +127,17 @@ class ArraySet(SampleSet):
         return hashlib.sha256(f"{whole} {len(self)}".encode()).hexdigest()
 
     def _samples(self) -> Generator[Sample, None, None]:
-        first = 0
+        return self.picked(range(len(self)))
+
+    def picked(self, positions: Sequence[int]) -> Generator[Sample, None, None]:
+        """Give the samples at some rising positions."""
+        chosen = [self._chosen[position] for position in positions]
+        first = at = 0
         for part, count in zip(self._parts, self._counts, strict=True):
-            wanted = [row - first for row in self._chosen if first <= row < first + count]
-            first += count
-            if wanted:
-                yield from self._samples_of(part, wanted)
+            end = bisect_left(chosen, first + count, at)
+            if end > at:
+                yield from self._samples_of(part, [row - first for row in chosen[at:end]])
+            first, at = first + count, end
 
     def _samples_of(
         self, part: dict[str, _Stack], wanted: Sequence[int]

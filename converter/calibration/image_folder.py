@@ -113,12 +113,18 @@ class ImageFolder(SampleSet):
         return hashlib.sha256(f"{files} {prepared}".encode()).hexdigest()
 
     def _samples(self) -> Generator[Sample, None, None]:
-        """Decode in a few threads, ahead of what is asked for by a bounded number of images."""
+        return self.picked(range(len(self)))
+
+    def picked(self, positions: Sequence[int]) -> Generator[Sample, None, None]:
+        """Give the images at some positions.
+
+        They are decoded in a few threads, ahead of what is asked for by a bounded number of images.
+        """
         workers = min(_WORKERS, Runtime().thread_count)
         pending: deque[_Pending] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         try:
-            for path in self._files:
+            for path in (self._files[position] for position in positions):
                 image = open_image(path)
                 arranged = pool.submit(
                     arrange_image, image, path, self.preprocessing, self._size, self._input.dtype

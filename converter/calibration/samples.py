@@ -36,6 +36,14 @@ class SampleSet(ABC):
     @abstractmethod
     def _samples(self) -> Generator[Sample, None, None]: ...
 
+    def picked(self, positions: Sequence[int]) -> Generator[Sample, None, None]:
+        """Give the samples at some rising positions; kinds that can do so read no others."""
+        wanted, last = set(positions), positions[-1]
+        with closing(self._samples()) as samples:
+            for position, sample in enumerate(islice(samples, last + 1)):
+                if position in wanted:
+                    yield sample
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Give all samples in batches of `size`; the last one has what is left.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from converter.calibration.samples import Sample, SampleSet, spread
 from converter.calibration.sets import CalibrationSet
@@ -17,7 +17,7 @@ class Subset(SampleSet):
     Parameters
     ----------
     whole : CalibrationSet
-        The other set; it is gone through whole.
+        The other set; where its samples cannot be picked, it is gone through whole.
     images : int
         How many samples, from 1.
     """
@@ -48,9 +48,15 @@ class Subset(SampleSet):
         return hashlib.sha256(f"{self._whole.digest()} {self._chosen}".encode()).hexdigest()
 
     def _samples(self) -> Generator[Sample, None, None]:
-        chosen = set(self._chosen)
-        last = self._chosen[-1]
-        position = 0
+        return self.picked(range(len(self)))
+
+    def picked(self, positions: Sequence[int]) -> Generator[Sample, None, None]:
+        """Give the samples at some rising positions."""
+        rows = [self._chosen[position] for position in positions]
+        if isinstance(self._whole, SampleSet):
+            yield from self._whole.picked(rows)
+            return
+        chosen, last, position = set(rows), rows[-1], 0
         for batch in self._whole.batches(32):
             for row in range(batch.count):
                 if position in chosen:

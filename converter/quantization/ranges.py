@@ -29,6 +29,9 @@ _BINS = 2048
 _ENTROPY_BINS = 256
 """Entropy tries every second bin as an end, in Python; with more bins than this it takes minutes."""
 _ENTROPY_LEVELS = 128
+_WIDER = 4
+"""How many times its bins a histogram may grow to: they are as wide as those of the first images, and one
+that saw next to nothing there would get millions."""
 _WORK = 1e9
 """Values that histograms are made of: a few seconds for each ten networks' worth of 10⁸. Large networks take
 fewer images."""
@@ -63,6 +66,8 @@ class Ranges:
                 )
         with redirect_stdout(io.StringIO()):  # the collectors print
             for collector in (self._fine, self._coarse):
+                for name, array in values.items():
+                    _widen(collector, name, float(np.abs(array).max(initial=0.0)))
                 collector.collect(dict(values))
 
     def by(self, method: str) -> TensorsData:
@@ -77,6 +82,26 @@ class Ranges:
             self._fine.percentile = float(method.removeprefix("percentile "))
             found = self._fine.compute_collection_result()
             return TensorsData(CalibrationMethod.Percentile, found)
+
+
+def _widen(collector: Any, name: str, reach: float) -> None:
+    """Put a histogram into wider bins where it would get too many to hold what is as far as `reach`."""
+    known = collector.histogram_dict.get(name)
+    if known is None:
+        return
+    counts, edges, low, high, threshold = known
+    bins = collector.num_bins
+    if threshold == 0 or len(counts) * reach / threshold <= _WIDER * bins:
+        return
+    middles = (edges[:-1] + edges[1:]) / 2
+    wider, ends = np.histogram(middles, bins, range=(-reach, reach), weights=counts)
+    collector.histogram_dict[name] = (
+        wider.astype(counts.dtype),
+        ends,
+        low,
+        high,
+        np.asarray(reach, np.float32),
+    )
 
 
 def _collector(method: str, bins: int) -> Any:

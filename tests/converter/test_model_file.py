@@ -47,6 +47,16 @@ def test_a_model_is_loaded_unchanged(tmp_path: Path) -> None:
     assert load_model(tmp_path / "m.onnx") == model
 
 
+def test_sizes_of_minus_one_are_free(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(CONV)
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    for axis in (0, 2, 3):
+        sizes[axis].dim_value = -1
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    loaded = load_model(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [size.HasField("dim_value") for size in loaded] == [False, True, False, False]
+
+
 def test_reference_models_load(shared: Path) -> None:
     for path in sorted((shared / "models").glob("*.onnx")):
         assert load_model(path).graph.node

@@ -188,6 +188,61 @@ def test_a_sample_of_a_fixed_batch_may_lie_along_any_axis(
     assert found.candidates["only"][0].macs == found.cost.macs
 
 
+def test_layers_that_have_not_the_same_for_each_image_are_left_as_they_are(
+    prepared: Callable[..., Prepared],
+) -> None:
+    """A mean over the batch, and as many rows as there are numbers above zero."""
+    found = prepared(
+        with_weights(
+            """<ir_version: 8, opset_import: ["": 17]>
+            uneven (float[batch, 3, 8, 8] image) => (float[batch, 12] y, float m, float s) {
+                [even] c = Conv(image, w1)
+                p = GlobalAveragePool(c)
+                y = Flatten(p)
+                mean = ReduceMean<axes = [0]>(y)
+                [of_all] g = MatMul(mean, w2)
+                m = ReduceMax<keepdims = 0>(g)
+                zero = Constant<value_float = 0.0>()
+                positive = Greater(image, zero)
+                above = NonZero(positive)
+                numbers = Cast<to = 1>(above)
+                rows = Transpose(numbers)
+                [of_some] h = MatMul(rows, w3)
+                s = ReduceMax<keepdims = 0>(h)
+            }""",
+            {"w1": (12, 3, 3, 3), "w2": (12, 8), "w3": (4, 8)},
+        )
+    )
+    assert [layer.name for layer in found.convertible] == ["even"]
+    reasons = {layer.name: layer.reason for layer in found.layers}
+    assert reasons["of_all"] == reasons["of_some"]
+    assert "not the same number of positions for each image" in str(reasons["of_all"])
+
+
+def test_layers_that_lead_to_no_output_that_is_weighed_count_by_their_own_response(
+    prepared: Callable[..., Prepared],
+) -> None:
+    found = prepared(
+        with_weights(
+            """<ir_version: 8, opset_import: ["": 17]>
+            masked (float[batch, 3, 8, 8] image) => (float[batch, 12] y, int64[batch, 1, 6, 6] mask) {
+                [scores] c = Conv(image, w1)
+                p = GlobalAveragePool(c)
+                y = Flatten(p)
+                [map] d = Conv(image, w2)
+                mask = ArgMax<axis = 1>(d)
+            }""",
+            {"w1": (12, 3, 3, 3), "w2": (12, 3, 3, 3)},
+        )
+    )
+    total = float(np.trace(found.samples["map"].covariance))
+    np.testing.assert_allclose(found.metrics["map"], np.eye(12) / total)
+    assert found.metrics["scores"].any()
+    assert any("errors of map reach no output" in note for note in found.notes)
+    # so that no form of it is free
+    assert min(each.effect for each in found.candidates["map"][1:]) > 1e-6
+
+
 def test_a_budget_in_macs_is_met_where_images_are_folded_into_the_batch(tmp_path: Path) -> None:
     path, file = tmp_path / "frames.onnx", tmp_path / "images.npy"
     save_model(with_weights(FRAMES, OF_FRAMES), path)

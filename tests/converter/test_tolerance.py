@@ -285,6 +285,8 @@ def test_what_was_learned_is_taken_back_where_it_is_not_within(
     kept, back = recovered(60.0), recovered(60.1)
     assert kept.recovery is not None
     assert kept.recovery["improved"]
+    # nothing is learned from the twelve that are judged on
+    assert kept.recovery["images"] + kept.recovery["held_out"] == 48
     assert back.recovery is not None
     assert not back.recovery["improved"]
     assert "60.10 ± 1.00 points of agreement, more than --max-drop 60" in back.notes[-1]

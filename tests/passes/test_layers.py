@@ -398,6 +398,11 @@ REASONS = {
         {"w": W, "c": random(1, 3, 8, 8)},
         "its input is a constant",
     ),
+    "nothing but constants before it": (
+        "r = Relu(c) h = Conv(r, w) i = ReduceMax<keepdims = 0>(h) y = Add(i, x)",
+        {"w": W, "c": random(1, 3, 8, 8)},
+        "no input of the model reaches it",
+    ),
 }
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.samples import spread
 from converter.calibration.sets import ModelInput
+from converter.calibration.subset import Subset
 from converter.config import PRESETS, Preprocessing
 from tests.converter.calibration.conftest import (
     F32,
@@ -57,6 +58,8 @@ def test_a_folder_of_npy_files_is_their_samples_in_sorted_order(tmp_path: Path) 
     few = open_calibration_set(tmp_path, [model_input()], RAW, images=3)
     assert values(few) == [1, 3, 5]
     assert few.describe() == f"3 of 7 samples of {tmp_path}"
+    assert values(Subset(opened, 3)) == values(Subset(few, 3)) == [1, 3, 5]
+    assert values(Subset(few, 1)) == [3]
 
 
 @settings(

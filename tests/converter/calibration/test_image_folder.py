@@ -15,6 +15,7 @@ from converter.calibration import image_folder
 from converter.calibration.image_folder import ImageFolder
 from converter.calibration.images import open_image, prepare_image
 from converter.calibration.opening import open_calibration_set
+from converter.calibration.subset import Subset
 from converter.config import PRESETS
 from converter.errors import CalibrationError
 from tests.converter.calibration.conftest import (
@@ -127,6 +128,25 @@ def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     next(batches)
     assert 4 < len(opened_images) <= 4 + 10
     batches.close()
+
+
+def test_a_part_of_a_folder_opens_no_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in range(40):
+        plain(tmp_path / f"{value:02}.png", value)
+    opened: list[str] = []
+    real = image_folder.open_image
+
+    def noted(path: Path) -> Any:
+        opened.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(image_folder, "open_image", noted)
+    whole = open_calibration_set(tmp_path, [model_input()], RAW)
+    part = Subset(Subset(whole, 10), 3)
+    assert values(part) == [6, 22, 34]
+    assert opened == ["06.png", "22.png", "34.png"]
 
 
 def test_an_unreadable_image_ends_the_iteration_with_its_name(folder: Path) -> None:

@@ -36,6 +36,10 @@ CASES: dict[str, tuple[int, str]] = {
         one('y = Conv <auto_pad="SAME_LOWER"> (x, w)', f"{X4}, float[4,3,4,2] w"),
     ),
     "conv valid": (17, one('y = Conv <auto_pad="VALID"> (x, w)', f"{X4}, {CONV_W}")),
+    "conv filters of each channel": (
+        13,
+        one("y = Conv <group=3, pads=[1,0,2,1]> (x, w, b)", f"{X4}, float[9,1,3,3] w, float[9] b"),
+    ),
     "conv groups dilations": (
         17,
         one("y = Conv <group=3, dilations=[2,1]> (x, w)", f"{X4}, float[6,1,3,3] w"),
@@ -286,6 +290,13 @@ CASES: dict[str, tuple[int, str]] = {
             "int64[3] a = {3, 1, 2}, int64[3] t = {-2, 1, -1}",
         ),
     ),
+    "slice backwards from before the start": (
+        13,
+        one(
+            "y = Slice (x, s, e, a, t)",
+            constants="int64[1] s = {-100}, int64[1] e = {-200}, int64[1] a = {3}, int64[1] t = {-1}",
+        ),
+    ),
     "slice empty": (
         13,
         one("y = Slice (x, s, s)", constants="int64[1] s = {1}"),
@@ -427,6 +438,7 @@ CASES: dict[str, tuple[int, str]] = {
         for mode, how, rounding, scales in (
             ("nearest", "asymmetric", "floor", "2,2"),
             ("nearest", "asymmetric", "ceil", "1.6,0.6"),
+            ("nearest", "asymmetric", "floor", "1.4,1.4"),
             ("nearest", "half_pixel", "round_prefer_floor", "2,0.5"),
             ("nearest", "half_pixel", "round_prefer_ceil", "1.7,0.7"),
             ("nearest", "align_corners", "floor", "2,2"),

@@ -19,7 +19,13 @@ import converter
 import converter.pace
 from converter import QuantizationSettings, Runtime, Target
 from converter.config import PRESETS, RecoverySettings
-from converter.errors import CalibrationError, ConfigError, ModelError, ValidationError
+from converter.errors import (
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    SolverError,
+    ValidationError,
+)
 from converter.latency import Timing
 from converter.model_file import save_model
 from converter.plain_file import file_digest
@@ -28,6 +34,7 @@ from converter.quantization.families import LeftOut
 from converter.quantization.half import in_float16
 from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranged import Ranged
+from converter.refine.pipeline import checkpoint_of
 
 Network = Callable[..., onnx.ModelProto]
 TARGET = Target(Runtime(threads=1))
@@ -344,6 +351,40 @@ def convert(files: tuple[Path, Path], out: Path, **changes: Any) -> converter.Co
         **changes,
     }
     return converter.convert(*files, out, **given)
+
+
+def test_what_was_learned_outlives_a_quantization_that_is_cut_off(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovery, out = RecoverySettings(epochs=1, batch=16, precision="float32"), tmp_path / "out.onnx"
+
+    def cut_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.pipeline.quantize", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            convert(files, out, recovery=recovery)
+    assert checkpoint_of(out).exists()
+    conversion = convert(files, out, recovery=recovery)
+    assert any("went on from step" in note for note in conversion.notes)
+    assert conversion.quantization is not None
+    assert not checkpoint_of(out).exists()
+
+
+def test_a_model_that_cannot_be_quantized_stays_in_float(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise SolverError("tensor 'a' becomes NaN")
+
+    monkeypatch.setattr("converter.pipeline.quantize", failing)
+    conversion = convert(files, tmp_path / "out.onnx")
+    assert conversion.quantization is None
+    assert "the model could not be quantized, and stays in float32: tensor 'a' becomes NaN" in (
+        conversion.notes
+    )
+    assert "QuantizeLinear" not in operators(tmp_path / "out.onnx")
 
 
 def test_a_conversion_ends_with_the_quantized_model(

@@ -71,6 +71,24 @@ def test_batches_make_no_difference(sizes: list[int], seed: int) -> None:
     assert low_high(whole, "min-max", "x") == low_high(parted, "min-max", "x")
 
 
+def test_a_tensor_that_wakes_up_late_takes_no_more_room() -> None:
+    random = np.random.default_rng(0)
+    late = random.uniform(0, 0.95, 100_000).astype(np.float32)
+    ranges, awake = Ranges(["x"]), Ranges(["x"])
+    ranges.add({"x": random.uniform(0, 1e-6, 1000).astype(np.float32)})
+    for part in np.split(late, 10):
+        ranges.add({"x": part})
+        awake.add({"x": part})
+    for collector in (ranges._fine, ranges._coarse):
+        counts = collector.histogram_dict["x"][0]
+        assert len(counts) <= module._WIDER * collector.num_bins
+        assert counts.sum() == 101_000
+    for method in METHODS[1:]:
+        assert low_high(ranges, method, "x") == pytest.approx(
+            low_high(awake, method, "x"), abs=0.02
+        )
+
+
 def test_a_percentile_is_numpys_to_the_width_of_a_bin() -> None:
     values = np.random.default_rng(0).standard_normal((40, 5000)).astype(np.float32)
     ranges = Ranges(["x"])
