@@ -240,8 +240,9 @@ class Training:
         bool,
         typer.Option(
             "--mirrored",
-            help="Learn the mean of the original's scores for an image and for its mirror image: right more "
-            "often where left and right are alike, and a little less as the original answers.",
+            help="Learn the mean of the original's scores for an image and for its mirror image, both "
+            "shifted a little too: right more often where left and right are alike, and a little less as the "
+            "original answers.",
             rich_help_panel=RECOVERY,
         ),
     ] = RecoverySettings.mirrored

@@ -78,7 +78,7 @@ def _conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if groups == 1 or weight.shape[1] > 1 or each == 1:
         whole: Tensor = convolve(weight=weight, bias=bias)
         return whole
-    # several filters of each channel: torch takes three to six times as long for them as for one after another
+    # several filters of each channel: torch is three to six times as fast with one after another
     parts = [
         convolve(weight=weight[index::each], bias=None if bias is None else bias[index::each])
         for index in range(each)
