@@ -65,10 +65,15 @@ def _conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     strides, dilations = _per_axis(step, "strides", count), _per_axis(step, "dilations", count)
     pads = _pads(step, x.shape[2:], _spans(weight.shape[2:], dilations), strides)
     native = all(before == after >= 0 for before, after in pads)
+    x = x if native else padded(x, pads)
+    if count == 2 and x.device.type == "cpu":
+        # pixel by pixel, as what comes out is then too: once a Gather has put channels first, every pooling
+        # and every Conv of single channels behind it takes up to twenty times as long
+        x = x.contiguous(memory_format=torch.channels_last)
     groups = step.whole("group", 1)
     convolve = partial(
         getattr(functional, f"conv{count}d"),
-        x if native else padded(x, pads),
+        x,
         stride=strides,
         padding=[before for before, _ in pads] if native else 0,
         dilation=dilations,
@@ -83,7 +88,7 @@ def _conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         convolve(weight=weight[index::each], bias=None if bias is None else bias[index::each])
         for index in range(each)
     ]
-    return torch.stack(parts, dim=2).flatten(1, 2)
+    return torch.stack([part.movedim(1, -1) for part in parts], dim=-1).flatten(-2).movedim(-1, 1)
 
 
 def _conv_transpose(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
