@@ -52,6 +52,18 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     assert slope == pytest.approx(wanted, rel=5e-3, abs=5e-5)
 
 
+@pytest.mark.parametrize("filters", ["float[3,3,1,1] w", "float[6,1,1,1] w"], ids=["one", "two"])
+def test_convs_leave_images_pixel_by_pixel_whatever_they_read(filters: str) -> None:
+    group = 1 if filters.startswith("float[3") else 3
+    body = f"c = Gather <axis = 1> (x, i) y = Conv <group = {group}> (c, w)"
+    text = one(body, f"float[2,5,4,4] x, {filters}", constants="int64[3] i = {4, 0, 2}")
+    model = parse(text)
+    feeds = {name: torch.tensor(each) for name, each in random_feeds(model).items()}
+    found = TorchGraph(model).forward(feeds)[0]["y"]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert not found.is_contiguous()
+
+
 def answer_from(model: onnx.ModelProto, values: dict[str, torch.Tensor]) -> torch.Tensor:
     """`y` of a model in which inner tensors have given values."""
     cut = onnx.ModelProto()
