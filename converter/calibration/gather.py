@@ -72,9 +72,8 @@ class Inputs:
 
     Attributes
     ----------
-    features : ndarray of shape (n, D) or (n, m), float32
-        Patches, flattened as the weight is (C, *kernel); in the coordinates of the basis where
-        one was given.
+    features : ndarray of shape (n, D), float32
+        Patches, flattened as the weight is (C, *kernel).
     offset : ndarray of shape (n, N), float32, or None
         The shortcut that is added to the response; None where the layer has none.
     """
@@ -147,19 +146,12 @@ class TargetGatherer:
 class PatchGatherer:
     """Gathers the inputs of one layer, batch by batch."""
 
-    def __init__(self, layer: Layer, sample: Sample, basis: Floats | None) -> None:
+    def __init__(self, layer: Layer, sample: Sample) -> None:
         if layer.weight is None or layer.group != 1:
             raise ValueError(f"layer {layer.name!r} cannot be converted: {layer.reason}")
         self._layer = layer
         self._sample = sample
-        self._features = math.prod(layer.weight.shape[1:])
-        if basis is not None and (basis.ndim != 2 or basis.shape[1] != self._features):
-            raise ValueError(
-                f"a basis of shape {basis.shape} does not fit layer {layer.name!r} with patches "
-                f"of {self._features} numbers"
-            )
-        self._basis = None if basis is None else np.asarray(basis, np.float32)
-        columns = self._features if basis is None else len(basis)
+        columns = math.prod(layer.weight.shape[1:])
         self._out: Floats = np.empty((len(sample.target), columns), np.float32)
         self._offset: Floats | None = None
         if layer.shortcut is not None:
@@ -184,10 +176,7 @@ class PatchGatherer:
             layer, tensors[layer.input], positions, batch.fed, out_shape
         ):
             require_finite(patches, layer, "input", *place[1:])
-            if self._basis is None:
-                features[part] = patches
-            else:
-                np.matmul(patches, self._basis.T, out=features[part])
+            features[part] = patches
         if layer.shortcut is not None and self._offset is not None:
             rows = rows_at(layer.op, tensors[layer.shortcut], positions, batch.fed)
             require_finite(rows, layer, "shortcut", *place[1:])

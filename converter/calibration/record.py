@@ -306,7 +306,6 @@ class Recorder:
         model: onnx.ModelProto,
         layer: Layer,
         sample: Sample,
-        basis: Floats | None = None,
         progress: Advance | None = None,
     ) -> Inputs:
         """Record what a layer reads in a graph whose earlier layers may have been replaced.
@@ -319,9 +318,6 @@ class Recorder:
             The layer, as it was found before anything was replaced.
         sample : Sample
             From `originals`.
-        basis : ndarray of shape (m, D), float32, or None, default None
-            Coordinates that patches are recorded in: features = patches · basisᵀ. The patches
-            themselves are then never kept.
         progress : Advance or None, default None
             Called with the number of images that are done.
 
@@ -336,9 +332,9 @@ class Recorder:
         ModelError
             Where onnxruntime refuses the model.
         ValueError
-            Where the layer is not in `model`, or sample or basis do not fit it.
+            Where the layer is not in `model`, or the sample does not fit it.
         """
-        patches = PatchGatherer(layer, sample, basis)
+        patches = PatchGatherer(layer, sample)
         frontier = frontier_of(model.graph, layer)
         segment, cut = self._segment(model, frontier, patches.wanted)
         kept: list[Fed] = []

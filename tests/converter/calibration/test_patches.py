@@ -274,18 +274,6 @@ def test_moments_are_those_of_the_own_response() -> None:
         np.testing.assert_allclose(sample.covariance, wanted, atol=1e-3 * np.abs(wanted).max())
 
 
-def test_features_in_the_coordinates_of_a_basis() -> None:
-    model = residual()
-    layer = layers_of(model)["y2"]
-    recorder = Recorder(Stacks(x=normal(9, 3, 8, 8)), CalibrationSettings(batch=4), ONE_THREAD)
-    sample = recorder.originals(model, [layer])["conv2"]
-    patches = recorder.inputs(model, layer, sample).features
-    basis = normal(5, patches.shape[1], seed=3)
-    features = recorder.inputs(model, layer, sample, basis).features
-    assert features.dtype == np.float32
-    assert_close(features, patches @ basis.T)
-
-
 def test_patches_of_a_large_batch_are_gathered_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = residual()
     layer = layers_of(model)["y2"]

@@ -438,7 +438,7 @@ def test_at_most_so_many_images_are_used() -> None:
     data = Stacks(x=normal(20, 2, 4, 4))
     recorder = Recorder(data, CalibrationSettings(images=5, batch=2), ONE_THREAD)
     sample = recorder.originals(model, layers, advance)["conv0"]
-    recorder.inputs(model, layers[0], sample, None, advance)
+    recorder.inputs(model, layers[0], sample, advance)
     assert len(sample.positions) == 5
     assert steps == [2, 2, 1, 2, 2, 1]
 
@@ -456,8 +456,6 @@ def test_what_does_not_fit_the_layer() -> None:
     samples = recorder.originals(model, layers)
     with pytest.raises(ValueError, match="replaced already"):
         recorder.inputs(split(model, layers[0]), layers[0], samples["conv0"])
-    with pytest.raises(ValueError, match="a basis of shape"):
-        recorder.inputs(model, layers[0], samples["conv0"], normal(3, 17))
 
 
 # Parts ---------------------------------------------------------------------------------------
