@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from converter.errors import CalibrationError
 from passes.layers import Layer
+from passes.windows import padding, spans_of
 
 __all__ = [
     "Floats",
@@ -158,8 +159,8 @@ def _conv_patches(
     """
     assert layer.weight is not None, "required where the recording starts"
     kernel = layer.weight.shape[2:]
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, layer.dilations, strict=True)]
-    pads = _resolved_pads(layer, block.shape[2:], spans)
+    spans = spans_of(kernel, layer.dilations)
+    pads = padding(layer.auto_pad, layer.pads, block.shape[2:], spans, layer.strides)
     if any(before or after for before, after in pads):
         block = np.pad(block, [(0, 0), (0, 0), *pads])
     sides = zip(block.shape[2:], spans, layer.strides, strict=True)
@@ -179,20 +180,3 @@ def _conv_patches(
     chosen: tuple[Any, ...] = (fold, slice(None), *starts)
     patches: NDArray[Any] = windows[taps][chosen]  # (rows, C, *kernel)
     return patches.reshape(len(flat), -1)
-
-
-def _resolved_pads(
-    layer: Layer, sides: Sequence[int], spans: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Return zeros before and after each spatial axis; `spans` are the dilated kernel's sides."""
-    if layer.auto_pad == "VALID":
-        return [(0, 0)] * len(sides)
-    if layer.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        pads = []
-        for side, span, stride in zip(sides, spans, layer.strides, strict=True):
-            total = max(0, (math.ceil(side / stride) - 1) * stride + span - side)
-            small, large = total // 2, total - total // 2
-            pads.append((small, large) if layer.auto_pad == "SAME_UPPER" else (large, small))
-        return pads
-    axes = len(sides)
-    return list(zip(layer.pads[:axes], layer.pads[axes:], strict=True))

@@ -14,6 +14,7 @@ from converter.differentiable.step import (
     method,
     padded,
 )
+from passes.windows import padding, spans_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,22 +40,8 @@ def _pads(
     step: Step, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Return what is padded before and after each spatial axis; a span is a dilated kernel's."""
-    way = step.text("auto_pad", "NOTSET")
-    if way == "NOTSET":
-        flat = step.wholes("pads") or [0] * (2 * len(sizes))
-        return list(zip(flat[: len(sizes)], flat[len(sizes) :], strict=True))
-    if way == "VALID":
-        return [(0, 0)] * len(sizes)
-    pads = []
-    for size, span, stride in zip(sizes, spans, strides, strict=True):
-        total = max((-(-size // stride) - 1) * stride + span - size, 0)
-        less, more = total // 2, total - total // 2
-        pads.append((less, more) if way == "SAME_UPPER" else (more, less))
-    return pads
-
-
-def _spans(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
-    return [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    way, stated = step.text("auto_pad", "NOTSET"), step.wholes("pads")
+    return padding(way, stated, sizes, spans, strides)
 
 
 def _conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -63,7 +50,7 @@ def _conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
     count = _spatial(step, x)
     strides, dilations = _per_axis(step, "strides", count), _per_axis(step, "dilations", count)
-    pads = _pads(step, x.shape[2:], _spans(weight.shape[2:], dilations), strides)
+    pads = _pads(step, x.shape[2:], spans_of(weight.shape[2:], dilations), strides)
     native = all(before == after >= 0 for before, after in pads)
     x = x if native else padded(x, pads)
     if count == 2 and x.device.type == "cpu":
@@ -249,7 +236,7 @@ def _pool_pads(
     step: Step, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int]
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """Return the pads, and how much further a last, partial window reaches under ceil_mode."""
-    spans = _spans(kernel, _per_axis(step, "dilations", len(sizes)))
+    spans = spans_of(kernel, _per_axis(step, "dilations", len(sizes)))
     pads = _pads(step, sizes, spans, strides)
     if not step.whole("ceil_mode", 0) or step.text("auto_pad", "NOTSET") != "NOTSET":
         return pads, [0] * len(sizes)
