@@ -23,7 +23,8 @@ from passes.base import PassResult
 __all__ = ["Attempt", "attempt", "meet"]
 
 ATTEMPTS = 2
-"""Plans that are carried out where the first measures short of a budget in time, or of the original's."""
+"""Plans that are carried out where the first measures short of a budget in time, or some of its layers did not
+pay."""
 
 
 @dataclass(frozen=True, eq=False)

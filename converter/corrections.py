@@ -115,7 +115,9 @@ def _corrected(
         kept = work.candidates(key)
         if kept is not None:
             return kept
-    factor = _odds(outputs.error(layer, probe.branches)) / _odds(probe.effect)
+    error = outputs.error(layer, probe.branches)
+    # what shows in no output that is compared tells nothing of the others
+    factor = _odds(error) / _odds(probe.effect) if error > 0 else 1.0
     factor = min(max(factor, 1 / MOST), MOST)
     found = tuple(
         dataclasses.replace(each, effect=_scaled(each.effect, factor)) for each in candidates

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from converter.calibration.opening import open_calibration_set
+from converter.calibration.samples import spread
 from converter.calibration.sets import CalibrationSet, DataReader, ModelInput
 from converter.calibration.subset import Subset
 from converter.config import Preprocessing, Runtime
@@ -19,7 +20,15 @@ from converter.progress import Progress
 from converter.validation.findings import Validation
 from converter.validation.pipeline import OtherShapesError, validate
 
-__all__ = ["HELD_BACK_EVERY", "Evaluation", "drop_of", "held_back", "measure_drop", "set_apart"]
+__all__ = [
+    "HELD_BACK_EVERY",
+    "Evaluation",
+    "drop_of",
+    "held_back",
+    "measure_drop",
+    "not_judged_on",
+    "set_apart",
+]
 
 HELD_BACK_EVERY = 5
 """Without images to validate on, every fifth one of the calibration set is kept from the fits."""
@@ -42,11 +51,10 @@ class Evaluation:
 
 
 class _Rest(Subset):
-    """All samples of a set but those that `Subset` takes."""
+    """All samples of a set but some, given by their positions."""
 
-    def __init__(self, whole: CalibrationSet, images: int) -> None:
-        super().__init__(whole, images)
-        taken = set(self._chosen)
+    def __init__(self, whole: CalibrationSet, taken: Collection[int]) -> None:
+        super().__init__(whole, 1)
         self._chosen = [row for row in range(len(whole)) if row not in taken]
 
 
@@ -88,7 +96,14 @@ def set_apart(
 
 def held_back(data: CalibrationSet, count: int) -> tuple[CalibrationSet, CalibrationSet]:
     """Part a set into what is left and `count` samples, spread evenly; the same ones every time."""
-    return _Rest(data, count), Subset(data, count)
+    return _Rest(data, set(spread(len(data), count))), Subset(data, count)
+
+
+def not_judged_on(whole: CalibrationSet, used: int) -> CalibrationSet:
+    """Give all samples but those that `set_apart` judges on, where `used` of them are calibrated on."""
+    calibrated_on = spread(len(whole), used)
+    judged = spread(len(calibrated_on), len(calibrated_on) // HELD_BACK_EVERY)
+    return _Rest(whole, {calibrated_on[position] for position in judged})
 
 
 def measure_drop(

@@ -30,7 +30,7 @@ from converter.config import (
     SolverSettings,
     Target,
 )
-from converter.drop import measure_drop, set_apart
+from converter.drop import measure_drop, not_judged_on, set_apart
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError, SolverError
 from converter.front import predicted_front, predicted_point
 from converter.gradual import go_on_from_parts, shares_of
@@ -151,7 +151,8 @@ def convert(
         clock=clock,
     )
 
-    # one plan is carried out for a budget, or two where time runs short; several for a tolerance
+    # one plan is carried out for a budget, or two where time runs short or layers were put back; several
+    # for a tolerance
     searched = None
     if tolerance is not None and judged_on is not None:
         done, searched = search(
@@ -339,17 +340,12 @@ def _opened(
         require_quantizable(source, model, quantization, target.runtime)
     lessons = None
     if recovery is not None:
+        own = recover_images is None or _same_source(recover_images, calib)
         calib, learned_from = _read_once(calib, recover_images, inputs, preprocessing)
-        # those that a tolerance is judged on may be some of the calibration images: none is learned from
-        shared = tolerance is not None and tolerance.evaluation.source is None
-        shared = shared and recover_images in (None, calib)
-        lessons = open_calibration_set(
-            *(learned_from, inputs, preprocessing),
-            images=calibration.images if shared else None,
-            labels=recovery.labels,
-        )
-        if shared and tolerance is not None:
-            lessons, _ = set_apart(lessons, tolerance.evaluation, inputs, preprocessing)
+        lessons = open_calibration_set(learned_from, inputs, preprocessing, labels=recovery.labels)
+        if own and tolerance is not None and tolerance.evaluation.source is None:
+            # what is judged on is some of these images then, and nothing is learned from it
+            lessons = not_judged_on(lessons, min(calibration.images or len(lessons), len(lessons)))
         # as it will be converted: what the exporter left in nodes is a weight then
         require_recoverable(normalised_model(source, model), lessons, recovery)
     data = open_calibration_set(calib, inputs, preprocessing, images=calibration.images)
@@ -359,6 +355,12 @@ def _opened(
     if quantization is not None:
         require_images(data)
     return _Images(data, judged_on, lessons)
+
+
+def _same_source(first: Source, second: Source) -> bool:
+    if isinstance(first, Path) and isinstance(second, Path):
+        return first.resolve() == second.resolve()
+    return first is second
 
 
 def _plain(settings: Any) -> dict[str, Any] | None:

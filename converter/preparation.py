@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from converter.calibration.gather import Sample
+from converter.calibration.patches import shape_for_each
 from converter.calibration.record import Recorder
 from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
@@ -359,21 +360,12 @@ def _by_image(
     ]
 
     def judged(layer: Layer) -> Layer:
-        found = {_for_each(layer, shapes[layer.response], fed) for fed, shapes in seen}
+        found = {shape_for_each(layer, shapes[layer.response], fed) for fed, shapes in seen}
         if len(found) == 1 and None not in found:
             return layer
         return replace(layer, reason="it has not the same number of positions for each image")
 
     return tuple(judged(layer) if layer.reason is None else layer for layer in layers)
-
-
-def _for_each(layer: Layer, shape: tuple[int, ...], fed: int) -> tuple[int, ...] | None:
-    """Give the blocks of one of `fed` samples and the axes of a block; None where they do not go round."""
-    conv = layer.op == "Conv"
-    blocks = shape[0] if conv else math.prod(shape[:-1])
-    if blocks % fed or not blocks:
-        return None
-    return (blocks // fed, *(shape[2:] if conv else ()))
 
 
 def _require_convertible(layers: Sequence[Layer], path: Path) -> None:

@@ -24,14 +24,14 @@ def padding(
     Parameters
     ----------
     auto_pad : str
-        "NOTSET", "VALID", "SAME_UPPER" or "SAME_LOWER".
+        "NOTSET" (or nothing), "VALID", "SAME_UPPER" or "SAME_LOWER".
     pads : sequence of int
         As stated, the starts of all axes and then their ends; empty for none. Only NOTSET takes them.
     sides, spans, strides : sequence of int
         One for each axis: of the input, of the kernel as dilated, and of the steps.
     """
     count = len(sides)
-    if auto_pad == "NOTSET":
+    if auto_pad in ("", "NOTSET"):
         stated = pads or [0] * (2 * count)
         return list(zip(stated[:count], stated[count:], strict=True))
     if auto_pad == "VALID":

@@ -23,6 +23,7 @@ __all__ = [
     "patch_chunks",
     "response_shape",
     "rows_at",
+    "shape_for_each",
 ]
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -53,22 +54,25 @@ class ResponseShape:
 
 def response_shape(layer: Layer, response: NDArray[Any], fed: int) -> ResponseShape:
     """Read the shape of a response to `fed` images; raise where it has no such shape."""
-    assert layer.weight is not None, "listed layers that can be converted have a weight"
-    blocks = _blocks(layer.op, response)
-    if blocks.size == 0 or len(blocks) % fed or blocks.shape[1] != len(layer.weight):
+    found = shape_for_each(layer, response.shape, fed)
+    if found is None:
         raise CalibrationError(
             f"the response of layer {layer.name!r} has the shape {response.shape} for {fed} "
             "images, which is not the same number of positions for each of them; leave the layer "
             "out of the conversion"
         )
+    return found
+
+
+def shape_for_each(layer: Layer, shape: tuple[int, ...], fed: int) -> ResponseShape | None:
+    """Read the shape of a response to `fed` images; None where it is not the same for each of them."""
+    assert layer.weight is not None, "listed layers that can be converted have a weight"
     conv = layer.op == "Conv"
-    spatial = response.shape[2:] if conv else ()
-    return ResponseShape(
-        fold=len(blocks) // fed,
-        spatial=spatial,
-        out_shape=spatial if conv else response.shape[1:-1],
-        outputs=blocks.shape[1],
-    )
+    blocks, outputs = (shape[0], shape[1]) if conv else (math.prod(shape[:-1]), shape[-1])
+    if math.prod(shape) == 0 or blocks % fed or outputs != len(layer.weight):
+        return None
+    spatial = shape[2:] if conv else ()
+    return ResponseShape(blocks // fed, spatial, spatial if conv else shape[1:-1], outputs)
 
 
 def _blocks(op: str, tensor: NDArray[Any]) -> NDArray[Any]:

@@ -43,7 +43,8 @@ class RecoverySettings:
         What happens to images on their way: "flip" left to right, "shift" by up to a sixteenth.
     mirrored : bool, default False
         Whether scores of classes follow the mean of the original's answers to an image and to its mirror
-        image, over all shifts of them that were seen so far, in place of the answer to what is seen.
+        image, in place of the answer to the former alone. Where images are shifted, all outputs are scores
+        and the answers fit into memory, it is a mean over the shifts that were seen so far, too.
     labels : bool, default False
         Whether the images' classes are learned as well.
     precision : {"auto", "float32", "bfloat16"}, default "auto"

@@ -58,16 +58,18 @@ class Ranges:
         SolverError
             Where a value is NaN or infinite: no range could hold it.
         """
+        reach = {}
         for name, array in values.items():
-            if not np.isfinite(array).all():
+            reach[name] = float(np.abs(array).max(initial=0.0))
+            if not np.isfinite(reach[name]):
                 raise SolverError(
                     f"tensor '{name}' becomes NaN or infinite on the calibration images, so it has no "
                     "range; correct the images' preprocessing, or keep the model in float"
                 )
         with redirect_stdout(io.StringIO()):  # the collectors print
             for collector in (self._fine, self._coarse):
-                for name, array in values.items():
-                    _widen(collector, name, float(np.abs(array).max(initial=0.0)))
+                for name, far in reach.items():
+                    _widen(collector, name, far)
                 collector.collect(dict(values))
 
     def by(self, method: str) -> TensorsData:

@@ -24,7 +24,7 @@ __all__ = ["Images", "augmented", "holds_images", "load_images", "mirror_images"
 _COLOURS = (1, 3, 4)
 """Channels that an image may have; an axis of such a length tells the layout."""
 _REACH = 1 / 16
-"""Images are shifted by up to this share of their sides."""
+"""Images are shifted by up to this share of their sides, rounded to pixels."""
 _APART = 2048
 """Images after which they have their next turn."""
 _READ = 256

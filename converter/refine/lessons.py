@@ -109,6 +109,8 @@ class Lessons:
         casting : context manager
             What the original runs under.
         """
+        import torch
+
         images = self._images
         rows, seen, turn = images.seen_at(step, size, self._settings.seed, self._turns)
         variant = seen if self.variants is None else seen % self.variants
@@ -131,9 +133,12 @@ class Lessons:
             self._known[number, rows] = True
             if number == seen and not turn:
                 first = answers
-        kept = {name: each[numbers][:, rows].mean(0) for name, each in self._answers.items()}
         device = self._settings.device
-        return rows, feeds, {**first, **{name: each.to(device) for name, each in kept.items()}}
+        learned = {
+            name: torch.stack([each[number, rows] for number in numbers]).mean(0).to(device)
+            for name, each in self._answers.items()
+        }
+        return rows, feeds, {**first, **learned}
 
     def ended(self, steps: int, size: int) -> None:
         """Note how far a training went, for one that goes on from here."""

@@ -41,7 +41,7 @@ MIRRORED = (
     "where images are; agreement is with its answers to the images as they are"
 )
 MIRRORED_TO_SEE = 200
-"""Images that are mirrored, or few more, to see whether left and right are alike."""
+"""Images that are mirrored to see whether left and right are alike, up to the end of a batch."""
 ALIKE = 0.9
 """Share of equal classes from which they seem to be."""
 CHECKED = 4

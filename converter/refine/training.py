@@ -347,7 +347,7 @@ class Training:
         try:
             self._write(checkpoint, key)
         except ConfigError as error:
-            self.notes[f"a run that is interrupted begins anew: {error}"] = None
+            self.notes[f"an interrupted run would begin anew, or further back: {error}"] = None
 
     def _write(self, path: Path, key: str) -> None:
         arrays: dict[str, NDArray[Any]] = {}

@@ -14,7 +14,7 @@ from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet, ModelInput
 from converter.calibration.subset import Subset
 from converter.config import Preprocessing, Runtime
-from converter.drop import Evaluation, drop_of, measure_drop, set_apart
+from converter.drop import Evaluation, drop_of, measure_drop, not_judged_on, set_apart
 from converter.errors import CalibrationError
 from converter.progress import SILENT
 from converter.validation.findings import Accuracy, Agreement, OutputComparison, Size, Validation
@@ -59,6 +59,12 @@ def test_every_fifth_image_is_held_back(tmp_path: Path, count: int) -> None:
     assert fitted.digest() != judged.digest()
     again, _ = set_apart(whole, Evaluation(), INPUT, Preprocessing())
     assert rows(again) == rows(fitted)
+    # of all images, where some alone are calibrated on
+    assert rows(not_judged_on(whole, count)) == rows(fitted)
+    few = Subset(whole, 5 + count // 2)
+    _, judged = set_apart(few, Evaluation(), INPUT, Preprocessing())
+    left = set(range(count)) - set(rows(judged))
+    assert rows(not_judged_on(whole, len(few))) == sorted(left)
 
 
 def test_images_of_their_own_leave_the_others_alone(tmp_path: Path) -> None:

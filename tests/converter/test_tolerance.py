@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import converter
@@ -23,9 +24,11 @@ from converter import (
     SolverSettings,
     Target,
     ValidationError,
+    pipeline,
 )
 from converter import tolerance as module
 from converter.attempt import Attempt
+from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, Runtime
 from converter.drop import Evaluation
 from converter.front import FrontPoint
@@ -285,13 +288,59 @@ def test_what_was_learned_is_taken_back_where_it_is_not_within(
     kept, back = recovered(60.0), recovered(60.1)
     assert kept.recovery is not None
     assert kept.recovery["improved"]
-    # nothing is learned from the twelve that are judged on
+    # nothing is learned from the twelve that are judged on, of sixty
     assert kept.recovery["images"] + kept.recovery["held_out"] == 48
     assert back.recovery is not None
     assert not back.recovery["improved"]
     assert "60.10 ± 1.00 points of agreement, more than --max-drop 60" in back.notes[-1]
     plain = convert(files, 60.0).out.read_bytes()
     assert back.out_digest == hashlib.sha256(plain).hexdigest() != kept.out_digest
+
+
+class _Reader:
+    """Gives the images of a file one by one, as onnxruntime's readers do."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = iter(np.load(path))
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        row = next(self._rows, None)
+        return None if row is None else {"image": row[None]}
+
+
+@pytest.mark.parametrize("kind", ["a reader", "another spelling", "more images"])
+def test_what_is_judged_on_is_not_learned_from_however_it_is_given(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(files[1].parent)
+    learned: list[str] = []
+    require = pipeline.require_recoverable
+
+    def noted(original: Any, data: CalibrationSet, settings: Any) -> None:
+        learned.append(data.describe())
+        require(original, data, settings)
+
+    monkeypatch.setattr(pipeline, "require_recoverable", noted)
+    source: Any = _Reader(files[1]) if kind == "a reader" else files[1]
+    done = converter.convert(
+        files[0],
+        source,
+        files[0].with_name("small.onnx"),
+        max_drop=60.0,
+        calibration=CalibrationSettings(
+            batch=16, patches=512, images=30 if kind == "more images" else None
+        ),
+        solver=SolverSettings(name="data-svd"),
+        target=Target(Runtime(threads=1)),
+        timing=False,
+        recovery=RecoverySettings(epochs=1, batch=8, precision="float32"),
+        recover_images=Path(files[1].name) if kind == "another spelling" else None,
+    )
+    assert done.recovery is not None
+    # of sixty, or of thirty, every fifth is judged on
+    count = 54 if kind == "more images" else 48
+    assert done.recovery["images"] + done.recovery["held_out"] == count
+    assert learned[0].startswith(f"{count} of ")
 
 
 def test_nothing_is_written_where_nothing_is_within(files: tuple[Path, Path]) -> None:

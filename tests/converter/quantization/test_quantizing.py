@@ -113,17 +113,40 @@ def test_a_faster_model_is_written_and_timed_in_turns_with_both_others(
 def test_a_slower_model_is_not_written(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    naps: list[float] = []
-    monkeypatch.setattr("converter.latency.time.sleep", naps.append)
     calls = paced(monkeypatch, 12.0)
     quantized = quantize(files, tmp_path / "out.onnx", timing=True)
     assert not quantized.shipped
-    assert sum(naps) == 0.0  # it was no faster when it was tried: there is nothing to wait for
     assert "slower than the float one" in quantized.notes[-1]
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(files[0])
     assert [each for each in calls if "quantized" in each] == 3 * [
         ["original", "float", "quantized"]
     ]
+
+
+@pytest.mark.parametrize(("tried_ms", "waited"), [(4.0, 30.0), (9.5, 0.0), (12.0, 0.0)])
+def test_a_model_that_was_clearly_faster_when_it_was_tried_is_given_time(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tried_ms: float,
+    waited: float,
+) -> None:
+    calls = paced(monkeypatch, tried_ms)
+    measure, naps = module.measure_latency, list[float]()
+
+    def slow_in_the_end(models: Any, *given: Any, **named: Any) -> dict[str, Timing]:
+        timings = measure(models, *given, **named)
+        if "quantized" in timings:
+            timings["quantized"] = replace(timings["quantized"], rounds_ms=(11.0,) * 12)
+        return timings
+
+    monkeypatch.setattr(module, "measure_latency", slow_in_the_end)
+    monkeypatch.setattr("converter.latency.PAUSE", 15.0)
+    monkeypatch.setattr("converter.latency.time.sleep", naps.append)
+    quantized = quantize(files, tmp_path / "out.onnx", timing=True)
+    assert not quantized.shipped
+    assert len([each for each in calls if "quantized" in each]) == 3
+    assert sum(naps) == waited
 
 
 def converted_from(files: tuple[Path, Path]) -> Path:

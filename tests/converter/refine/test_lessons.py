@@ -157,9 +157,19 @@ def test_where_scores_are_means_they_are_means_over_all_variants_so_far(start: i
         views = [images.variant(rows, "cpu", ways, (0, 1, each))["x"] for each in range(seen + 1)]
         expected = mean_over(networks, views)
         torch.testing.assert_close(answers["y"], expected, rtol=1e-5, atol=1e-6)
+    # one that goes on from here begins with the means over all passes so far
+    made.ended(4 * 2 * 2 + 3, 5)
+    onward: Any = Lessons(networks, images, made._settings, made)  # type: ignore[arg-type]
     asked = networks.asked
-    made.lesson(4 * 2 * (VARIANTS + 1), 5, nullcontext())
-    assert networks.asked - asked <= VARIANTS  # those of images that no pass has seen before
+    rows, _, answers = onward.lesson(0, 5, nullcontext())
+    views = [images.variant(rows, "cpu", ways, (0, 1, each))["x"] for each in (0, 1)]
+    torch.testing.assert_close(answers["y"], mean_over(networks, views), rtol=1e-5, atol=1e-6)
+    assert networks.asked == asked  # what was answered is still there
+    made.ended(10_000, 5)
+    onward = Lessons(networks, images, made._settings, made)  # type: ignore[arg-type]
+    rows, _, answers = onward.lesson(0, 5, nullcontext())
+    views = [images.variant(rows, "cpu", ways, (0, 1, each))["x"] for each in range(VARIANTS)]
+    torch.testing.assert_close(answers["y"], mean_over(networks, views), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

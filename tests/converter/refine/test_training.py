@@ -299,5 +299,5 @@ def test_a_checkpoint_that_cannot_be_written_ends_nothing(
     found = converter.recover(original, damaged, images, out, settings(), runtime=RUNTIME)
     assert found.improved
     assert [note for note in found.notes if "no space" in note] == [
-        "a run that is interrupted begins anew: no space left on device"
+        "an interrupted run would begin anew, or further back: no space left on device"
     ]
