@@ -23,7 +23,7 @@ from passes.base import PassResult
 __all__ = ["Attempt", "attempt", "meet"]
 
 ATTEMPTS = 2
-"""Plans that are carried out where the first measures short of a budget in time, or some of its layers did not
+"""Plans that are carried out where the first measures short of a budget in time, or lost layers that did not
 pay."""
 
 

@@ -44,8 +44,8 @@ from converter.provenance import mark
 from converter.quantization.families import ALL, slow_in_int8, without
 from converter.quantization.quantizing import (
     Quantized,
+    images_to_see,
     quantize,
-    require_images,
     require_quantizable,
 )
 from converter.refine.pipeline import checkpoint_of
@@ -353,7 +353,7 @@ def _opened(
     if tolerance is not None:
         data, judged_on = set_apart(data, tolerance.evaluation, inputs, preprocessing)
     if quantization is not None:
-        require_images(data)
+        images_to_see(data, quantization)
     return _Images(data, judged_on, lessons)
 
 

@@ -22,6 +22,11 @@ from passes.layers import Layer
 
 __all__ = ["Segment", "frontier_of", "provenance_of"]
 
+_SEQUENCES = frozenset(
+    {"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"}
+)
+"""Operators that give sequences of tensors."""
+
 
 class Segment:
     """Computes some tensors of a model from others; what is given is passed through.
@@ -89,7 +94,8 @@ def frontier_of(
 ) -> tuple[str, ...]:
     """Return the tensors that exist before the layer's node and that it or later nodes read, or are wanted.
 
-    Those that no input of the model changes are left out: they are computed where they are needed.
+    Those that no input of the model changes are left out: they are computed where they are needed. So are
+    sequences, which no run takes or gives as arrays: what they are made of stands for them.
     """
     reads = [_reads(node) for node in graph.node]
     at = next(
@@ -108,7 +114,11 @@ def frontier_of(
     for node, names in zip(graph.node[:at], reads, strict=False):
         if not varying.isdisjoint(names):
             varying.update(name for name in node.output if name)
-    return tuple(sorted(varying.intersection(set(wanted).union(*reads[at:]))))
+    frontier = varying.intersection(set(wanted).union(*reads[at:]))
+    for node, names in zip(reversed(graph.node[:at]), reversed(reads[:at]), strict=True):
+        if node.op_type in _SEQUENCES and not frontier.isdisjoint(node.output):
+            frontier = frontier.difference(node.output) | varying.intersection(names)
+    return tuple(sorted(frontier))
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

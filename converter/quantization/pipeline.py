@@ -33,9 +33,7 @@ def quantize_files(
     check_output_path(out, *read)
     first, second = load_model(original), load_model(converted)
     require_quantizable(second, converted, settings, target.runtime)
-    data = open_calibration_set(
-        calib, model_inputs(first, label=str(original)), preprocessing, images=settings.images
-    )
+    data = open_calibration_set(calib, model_inputs(first, label=str(original)), preprocessing)
     quantized = quantize(
         first,
         second,

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from converter.calibration.sets import CalibrationSet
+from converter.calibration.subset import Subset
 from converter.config import QuantizationSettings, Runtime, Target
 from converter.drop import held_back
 from converter.errors import CalibrationError, ConfigError, ModelError, SolverError
@@ -187,19 +188,22 @@ def require_quantizable(
         )
 
 
-def require_images(data: CalibrationSet) -> None:
-    """Refuse images of which too few could be held out, before anything is converted for them.
+def images_to_see(data: CalibrationSet, settings: QuantizationSettings) -> CalibrationSet:
+    """Give as many of the images as the settings ask for, and refuse them where too few could be held out.
 
     Raises
     ------
     CalibrationError
         Where there are fewer than 20.
     """
+    if settings.images is not None and settings.images < len(data):
+        data = Subset(data, settings.images)
     if len(data) < LEAST_HELD_OUT * HELD_OUT_EVERY:
         raise CalibrationError(
             f"{data.describe()} has too few images to hold some out; give at least "
             f"{LEAST_HELD_OUT * HELD_OUT_EVERY}"
         )
+    return data
 
 
 def quantize(
@@ -246,7 +250,7 @@ def quantize(
     inputs, _ = common_interface((original, converted), ("the original", str(path)))
     sample = one_sample(data, inputs)
     feeds = target_batch(converted, sample, target, path) if timing else {}
-    require_images(data)
+    data = images_to_see(data, settings)
     count = min(HELD_OUT_MOST, len(data) // HELD_OUT_EVERY)
     ranged, held = held_back(data, count)
     batches = held_batches(converted, held, runtime, settings.batch, settings.memory_mib)

@@ -449,6 +449,34 @@ def test_no_layers_need_no_pass() -> None:
     assert data.passes == 0
 
 
+def test_a_sequence_that_passes_a_layer_is_made_again_where_it_is_needed() -> None:
+    text = """split (float[n, 4, 4, 4] x) => (float[n, 4, 4, 4] y) {
+        parts = SplitToSequence <axis = 1, keepdims = 1> (x, two)
+        second = SequenceAt (parts, one)
+        c = Conv (second, w)
+        first = SequenceAt (parts, zero)
+        d = Conv (first, v)
+        y = Concat <axis = 1> (c, d)
+    }"""
+    weights = {
+        "w": normal(2, 2, 1, 1),
+        "v": normal(2, 2, 1, 1, seed=1),
+        **{
+            name: np.array(value, np.int64) for name, value in (("zero", 0), ("one", 1), ("two", 2))
+        },
+    }
+    model = parsed(text, weights)
+    layers = layers_of(model)
+    x = normal(6, 4, 4, 4, seed=2)
+    recorder = Recorder(Stacks(x=x), CalibrationSettings(batch=4), ONE_THREAD)
+    samples = recorder.originals(model, list(layers.values()))
+    for name, channels in (("c", slice(2, 4)), ("d", slice(0, 2))):
+        found = recorder.inputs(model, layers[name], samples[name]).features
+        wanted = at_positions("Conv", x[:, channels], samples[name])
+        assert_close(found, wanted)
+    assert recorder.describe()["cuts"]["stored"] == 2
+
+
 def test_what_does_not_fit_the_layer() -> None:
     model = chain(2)
     layers = list(layers_of(model).values())

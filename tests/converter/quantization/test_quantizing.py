@@ -414,9 +414,11 @@ def test_a_conversion_ends_with_the_quantized_model(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     recovery = RecoverySettings(epochs=1, batch=16, precision="float32")
-    conversion = convert(files, tmp_path / "out.onnx", recovery=recovery)
+    asked = QuantizationSettings(images=40)
+    conversion = convert(files, tmp_path / "out.onnx", recovery=recovery, quantization=asked)
     assert "DequantizeLinear" in operators(tmp_path / "out.onnx")
     assert conversion.quantization is not None
+    assert conversion.quantization["images"] + conversion.quantization["held_out"] == 40
     assert conversion.quantization["shipped"]
     assert conversion.settings["quantization"]["precision"] == "int8"
     stages = [stage.name for stage in conversion.stages]
