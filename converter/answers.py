@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,12 +17,13 @@ from converter.calibration.samples import spread
 from converter.calibration.sets import CalibrationSet, fixed_batch, padded
 from converter.calibration.subset import Subset
 from converter.config import Runtime
+from converter.errors import ModelError
 from converter.fitting import UNSEEN_EVERY
 from converter.outcome import Answers
 from converter.runtime import model_inputs, open_session, run
 from converter.sensitivity import NO_VARIANCE
 
-__all__ = ["OfImages", "affordable", "compare_answers"]
+__all__ = ["Judge", "NothingToJudgeError", "OfImages", "affordable", "compare_answers"]
 
 MOST_IMAGES = 512
 """Images that a conversion is judged on."""
@@ -33,9 +35,14 @@ _BATCH, _BATCH_BYTES = 32, 2**22
 """Images that run at once, and bytes of them: at 224×224 one tensor of 32 images has 400 MiB."""
 
 _HELD = 2**28
-"""Bytes of answers that are held of one network: maps of classes take megabytes for an image."""
+"""Bytes of images and of answers of one network: maps of classes take megabytes for an image."""
+_FLOATING = frozenset({"tensor(float)", "tensor(float16)", "tensor(double)"})
 
 Rows = Mapping[str, NDArray[np.float32]]
+
+
+class NothingToJudgeError(ModelError):
+    """No output of a network tells images apart."""
 
 
 def affordable(macs: int, most: int) -> int:
@@ -49,11 +56,15 @@ class OfImages:
     Parameters
     ----------
     data : CalibrationSet
-        The images; evenly fewer are taken where their answers are large.
+        The images; evenly fewer are taken where they and their answers are large.
     fixed : int or None
         The batch that the original insists on.
     original : callable
         Runs it on what is fed, and gives the tensors that are compared, by name; it is not kept.
+    together : int or None, default None
+        Images that run at once, where no batch is fixed; None takes as many as are small together.
+    held : int, default 256 MiB
+        Bytes of images and of answers of one network that are held; two batches are in any case.
 
     Attributes
     ----------
@@ -61,22 +72,44 @@ class OfImages:
         The images, in batches that the network takes.
     right : dict of str to ndarray of shape (n, elements), float32
         What the original answers, of those that have a row for each image and differ between images.
+    scores : tuple of str
+        Those of two numbers or more for each image.
     """
 
     def __init__(
-        self, data: CalibrationSet, fixed: int | None, original: Callable[[Tensors], Tensors]
+        self,
+        data: CalibrationSet,
+        fixed: int | None,
+        original: Callable[[Tensors], Tensors],
+        *,
+        together: int | None = None,
+        held: int = _HELD,
     ) -> None:
-        size = bytes_of(next(iter(data.batches(1))).feeds)
-        together = max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
+        if together is None:
+            size = bytes_of(next(iter(data.batches(1))).feeds)
+            together = max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
         batches = [
             padded(each, fixed) if fixed else each for each in data.batches(fixed or together)
         ]
-        held = _HELD // max(bytes_of(original(batches[0].feeds)), 1)
-        self.batches = [batches[at] for at in spread(len(batches), max(2, held))]
-        found = self.answers(original)
+        first = original(batches[0].feeds)
+        fitting = held // max(bytes_of(first) + bytes_of(batches[0].feeds), 1)
+        chosen = spread(len(batches), max(2, fitting))
+        self.batches = [batches[at] for at in chosen]
+        found = self.gathered(first if at == 0 else original(batches[at].feeds) for at in chosen)
         self.right: Rows = {
             name: rows for name, rows in found.items() if rows.size and _differs(rows)
         }
+        self.scores = tuple(
+            name for name in self.right if first[name].ndim == 2 and first[name].shape[1] > 1
+        )
+
+    def beside(self, original: Callable[[Tensors], Tensors]) -> OfImages:
+        """Give the same images with what another original answers, which has the same outputs."""
+        other = copy.copy(self)
+        found = self.answers(original)
+        other.right = {name: rows for name, rows in found.items() if rows.size and _differs(rows)}
+        other.scores = tuple(name for name in self.scores if name in other.right)
+        return other
 
     @property
     def images(self) -> int:
@@ -130,6 +163,97 @@ def _differs(rows: NDArray[np.floating]) -> bool:
     return float(rows.var(0, dtype=np.float64).sum()) > NO_VARIANCE * float(np.square(mean).sum())
 
 
+class Judge:
+    """Says how far networks are from an original, under onnxruntime.
+
+    Parameters
+    ----------
+    original : Path or onnx.ModelProto
+    data : CalibrationSet
+    runtime : Runtime
+    together, held
+        As for `OfImages`.
+
+    Raises
+    ------
+    ModelError, CalibrationError
+        Where onnxruntime refuses the original or the images, or where it has no output to be judged by.
+    """
+
+    def __init__(
+        self,
+        original: Path | onnx.ModelProto,
+        data: CalibrationSet,
+        runtime: Runtime,
+        *,
+        together: int | None = None,
+        held: int = _HELD,
+    ) -> None:
+        self._runtime = runtime
+        # its session is gone when another network is opened: of large ones there is no room for two
+        session, network = _opened(original, runtime)
+        fixed = fixed_batch(model_inputs(session))
+        self._seen = OfImages(data, fixed, network, together=together, held=held)
+        self._require_names()
+
+    def beside(self, original: onnx.ModelProto) -> Judge:
+        """Give one that judges by another original with the same outputs, on the same images."""
+        other = copy.copy(self)
+        other._seen = self._seen.beside(_opened(original, self._runtime)[1])
+        other._require_names()
+        return other
+
+    def _require_names(self) -> None:
+        if not self._seen.names:
+            raise NothingToJudgeError(
+                "the original model has no output of floating-point type with a row for each image that "
+                "differs between images, so answers cannot be compared; export it with such an output"
+            )
+
+    @property
+    def images(self) -> int:
+        """How many images it judges on."""
+        return self._seen.images
+
+    def of(self, network: onnx.ModelProto) -> Answers:
+        """Say how far a network's answers are off.
+
+        Raises
+        ------
+        ModelError, CalibrationError
+            Where onnxruntime refuses the network or the images.
+        """
+        seen, label = self._seen, "the converted model"
+        session = open_session(network, self._runtime, spinning=False, label=label)
+        found = seen.answers(_running(session, list(seen.names), label))
+        error, agreement = seen.error(found), None
+        if seen.scores and math.isfinite(error):
+            mine, right = found[seen.scores[0]], seen.right[seen.scores[0]]
+            agreement = float((mine.argmax(1) == right.argmax(1)).mean())
+        return Answers(error, agreement, seen.images)
+
+
+def _opened(
+    original: Path | onnx.ModelProto, runtime: Runtime
+) -> tuple[ort.InferenceSession, Callable[[Tensors], Tensors]]:
+    """Open a network, and what runs it for its outputs of floating-point type."""
+    label = original.name if isinstance(original, Path) else "the original model"
+    session = open_session(original, runtime, spinning=False, label=label)
+    floating = [each.name for each in session.get_outputs() if each.type in _FLOATING]
+    return session, _running(session, floating, label)
+
+
+def _running(
+    session: ort.InferenceSession, names: list[str], label: str
+) -> Callable[[Tensors], Tensors]:
+    def network(feeds: Tensors) -> Tensors:
+        # onnxruntime takes no names for all names
+        found = run(session, names, feeds, label=label) if names else []
+        return dict(zip(names, found, strict=True))
+
+    return network
+
+
 def compare_answers(
     original: Path,
     converted: onnx.ModelProto,
@@ -162,37 +286,10 @@ def compare_answers(
     one = bytes_of(next(iter(data.batches(1))).feeds)
     most = max(2, min(affordable(macs, MOST_IMAGES), MOST_BYTES // max(one, 1)))
     used = _KeptBack(data, most) if len(data) >= 2 * UNSEEN_EVERY else data
-    session = open_session(original, runtime, spinning=False)
-    floating = {
-        each.name: len(each.shape)
-        for each in session.get_outputs()
-        if each.type in ("tensor(float)", "tensor(float16)", "tensor(double)")
-    }
-    if not floating:
+    try:
+        return Judge(original, used, runtime).of(converted)
+    except NothingToJudgeError:
         return None
-    fixed = fixed_batch(model_inputs(session))
-    images = OfImages(used, fixed, _running(session, list(floating), original.name))
-    if not images.names:
-        return None
-    del session  # of large networks there is no room for two
-    label = "the converted model"
-    other = open_session(converted, runtime, spinning=False, label=label)
-    found = images.answers(_running(other, list(images.names), label))
-    agreement = None
-    for name in images.names:
-        if floating[name] == 2 and name in found and images.right[name].shape[1] > 1:
-            agreement = float((found[name].argmax(1) == images.right[name].argmax(1)).mean())
-            break
-    return Answers(images.error(found), agreement, images.images)
-
-
-def _running(
-    session: ort.InferenceSession, names: list[str], label: str
-) -> Callable[[Tensors], Tensors]:
-    def network(feeds: Tensors) -> Tensors:
-        return dict(zip(names, run(session, names, feeds, label=label), strict=True))
-
-    return network
 
 
 class _KeptBack(Subset):

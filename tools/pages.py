@@ -27,7 +27,6 @@ from converter.cli import app, project_settings
 from converter.latency import Speedup, Timing
 from converter.outcome import Answers, Latency, Stage
 from converter.project import schema
-from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns
 from converter.quantization.search import LeftInFloat, Trial
 from converter.refine.judge import Judgement
@@ -240,7 +239,7 @@ REPORTS = (
     Report(
         "twofold-quantization-1",
         "`quantize --json`",
-        (converter.Quantized, Deviation, Trial, LeftInFloat, InTurns, Alone),
+        (converter.Quantized, Answers, Trial, LeftInFloat, InTurns, Alone),
         omitted=("model",),
     ),
     Report(

@@ -11,19 +11,20 @@ from typing import Any
 
 import onnx
 
+from converter.answers import Judge
 from converter.calibration.sets import CalibrationSet
 from converter.calibration.subset import Subset
 from converter.config import QuantizationSettings, Runtime, Target
 from converter.drop import held_back
 from converter.errors import CalibrationError, ConfigError, ModelError, SolverError
 from converter.latency import Speedup, Timing, measure_latency, speedup, until_no_slower
+from converter.outcome import Answers
 from converter.pace import FINAL_SECONDS, HELD, TRIAL_SECONDS
 from converter.planner.cost import count_cost
 from converter.preparation import one_sample, target_batch
 from converter.progress import Progress
 from converter.quantization.half import in_float16
 from converter.quantization.integers import ARITHMETICS, in_int8
-from converter.quantization.judge import Deviation, Judge, held_batches
 from converter.quantization.ranged import find_ranges
 from converter.quantization.search import Found, LeftInFloat, Trial, search_int8
 from converter.runtime import weight_bytes
@@ -74,7 +75,7 @@ class Alone:
 
     Attributes
     ----------
-    deviation : Deviation
+    deviation : Answers
         How far it is from the original.
     bytes : int
         In one file.
@@ -84,7 +85,7 @@ class Alone:
         How many times as fast the quantized conversion is.
     """
 
-    deviation: Deviation
+    deviation: Answers
     bytes: int
     ms: float | None
     speedup: Speedup | None
@@ -112,7 +113,7 @@ class Quantized:
         Those that stay in float.
     trials : tuple of Trial
         What was tried, in order.
-    before, after : Deviation
+    before, after : Answers
         How far the float model, and the quantized one, are from the original.
     images, held_out : int
         Images that the ranges come from, and those that the errors were measured on.
@@ -134,8 +135,8 @@ class Quantized:
     balanced: int
     left: tuple[LeftInFloat, ...]
     trials: tuple[Trial, ...]
-    before: Deviation
-    after: Deviation
+    before: Answers
+    after: Answers
     images: int
     held_out: int
     bytes_before: int
@@ -253,8 +254,10 @@ def quantize(
     data = images_to_see(data, settings)
     count = min(HELD_OUT_MOST, len(data) // HELD_OUT_EVERY)
     ranged, held = held_back(data, count)
-    batches = held_batches(converted, held, runtime, settings.batch, settings.memory_mib)
-    right, judge = (Judge(each, batches, runtime) for each in (original, converted))
+    # the images are held with three sets of answers: of both models, and of what is tried
+    room = settings.memory_mib * 2**20 // 3
+    right = Judge(original, held, runtime, together=settings.batch, held=room)
+    judge = right.beside(converted)
     before = right.of(converted)
 
     def times_of(models: Mapping[str, onnx.ModelProto]) -> dict[str, float]:
@@ -283,7 +286,7 @@ def quantize(
         )
     else:
         found = _half(converted, path, judge)
-    unconverted: tuple[onnx.ModelProto, Deviation] | None = None
+    unconverted: tuple[onnx.ModelProto, Answers] | None = None
     if original != converted:
         try:
             alike = _alike(original, found, ranged, settings, runtime, progress)
@@ -372,7 +375,7 @@ def _latency(timings: Mapping[str, Timing], target: Target) -> InTurns:
     )
 
 
-def _alone(deviation: Deviation, size: int, timings: Mapping[str, Timing]) -> Alone:
+def _alone(deviation: Answers, size: int, timings: Mapping[str, Timing]) -> Alone:
     if not timings:
         return Alone(deviation, size, None, None)
     gained = speedup(timings["alone"], timings["quantized"])
@@ -394,7 +397,7 @@ def _verdict(*, faster: bool, finite: bool) -> tuple[str, ...]:
 
 def _better_alone(
     alone: Alone | None,
-    after: Deviation,
+    after: Answers,
     timings: Mapping[str, Timing],
     settings: QuantizationSettings,
 ) -> tuple[str, ...]:

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 
 import onnx
 
+from converter.answers import Judge
 from converter.errors import ModelError
+from converter.outcome import Answers
 from converter.planner.cost import LayerCost
 from converter.progress import Progress
 from converter.quantization.integers import ARITHMETICS, in_int8, layer_groups
-from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranges import METHODS, Ranges
 
 __all__ = ["Found", "LeftInFloat", "Trial", "search_int8"]
@@ -60,7 +61,7 @@ class Trial:
     left : int
         Layers in float.
     error : float
-        `Deviation.error`, from the float model.
+        `Answers.error`, from the float model.
     agreement : float or None
     time : float or None
         Relative to the float model, both in turns; None where it was not timed.
@@ -95,7 +96,7 @@ class Found:
     Attributes
     ----------
     model : onnx.ModelProto
-    deviation : Deviation
+    deviation : Answers
         From the float model.
     types, ranges : str
     left : tuple of LeftInFloat
@@ -104,7 +105,7 @@ class Found:
     """
 
     model: onnx.ModelProto
-    deviation: Deviation
+    deviation: Answers
     types: str
     ranges: str
     left: tuple[LeftInFloat, ...]
@@ -115,7 +116,7 @@ class Found:
 class _Candidate:
     name: str
     model: onnx.ModelProto
-    deviation: Deviation
+    deviation: Answers
     left: tuple[LeftInFloat, ...] = ()
     time: float | None = None
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from converter.latency import Speedup
+from converter.outcome import Answers
 from converter.preparation import Prepared
-from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
 from tests.converter.model_files import conv_model, make_external
@@ -78,8 +78,8 @@ def quantized() -> Quantized:
             Trial("u8 × s8, min-max", 0, 0.03, 0.9, 0.7),
             Trial("u8 × s7, entropy", 1, 0.0021, 0.97, 0.8),
         ),
-        before=Deviation(0.01, 0.95),
-        after=Deviation(0.012, 0.945),
+        before=Answers(0.01, 0.95, 100),
+        after=Answers(0.012, 0.945, 100),
         images=1800,
         held_out=200,
         bytes_before=4 * 2**20,
@@ -87,7 +87,7 @@ def quantized() -> Quantized:
         latency=InTurns(
             *("cpu", 1, 8, 12.0, 6.0, 4.0), Speedup(3.0, 2.9, 3.1), Speedup(1.5, 1.4, 1.6)
         ),
-        alone=Alone(Deviation(0.002, 0.99), 3 * 2**20, 5.0, Speedup(1.25, 1.2, 1.3)),
+        alone=Alone(Answers(0.002, 0.99, 100), 3 * 2**20, 5.0, Speedup(1.25, 1.2, 1.3)),
         notes=("a note",),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter.answers import _differs, compare_answers
+from converter.answers import Judge, NothingToJudgeError, _differs, compare_answers
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.sets import CalibrationSet
 from converter.config import Preprocessing, Runtime
@@ -140,9 +141,10 @@ def test_where_there_is_nothing_to_compare_it_says_nothing(
 def test_large_answers_are_held_of_fewer_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converter.answers._BATCH", 2)
-    monkeypatch.setattr("converter.answers._HELD", 3 * 2 * 5 * 4)  # of three batches
     original, other = model(), model(noise=0.5)
+    # of three batches, of two images with 48 numbers and 5 answers each
+    held = 3 * 2 * 4 * (48 + 5)
+    monkeypatch.setattr("converter.answers.Judge", partial(Judge, together=2, held=held))
     found = compared(tmp_path, original, other, calibration(tmp_path, original, 80))
     rows = np.arange(7, 80, 8).reshape(5, 2)[[0, 2, 4]].ravel()
     right, answers = (scores(each, rows, 80) for each in (original, other))
@@ -167,6 +169,48 @@ def test_maps_have_no_best_class(tmp_path: Path) -> None:
     assert found is not None
     assert found.agreement is None
     assert 0 < found.error < 0.1
+
+
+def test_answers_of_another_shape_are_infinitely_far(tmp_path: Path) -> None:
+    original = model("float[n, 5, 3, 3] c")
+    other = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[n, 3, 4, 4] x) => (float[n, 3, 4, 4] c)'
+        "{ c = Relu (x) }"
+    )
+    found = compared(tmp_path, original, other, calibration(tmp_path, original, 40))
+    assert found == Answers(math.inf, None, 5)
+
+
+@pytest.mark.parametrize("batch", ["n", "8"])
+def test_a_network_agrees_with_itself_and_others_are_judged_on_the_same_images(
+    tmp_path: Path, batch: str
+) -> None:
+    first, second = model(batch=batch), model(batch=batch, noise=0.5)
+    judge = Judge(first, calibration(tmp_path, first, 60), RUNTIME, together=7)
+    assert judge.of(first) == Answers(0.0, 1.0, 60)
+    apart = judge.of(second)
+    assert apart.error > 0
+    beside = judge.beside(second)
+    assert beside.of(second) == Answers(0.0, 1.0, 60)
+    right, other = (scores(each, range(60), 60) for each in (second, first))
+    assert beside.of(first).error == pytest.approx(
+        np.square(other - right).sum() / np.square(right - right.mean(0)).sum(), rel=1e-3
+    )
+    assert judge.of(second) == apart  # the first one stays what it is
+
+
+def test_a_small_bound_holds_fewer_images(tmp_path: Path) -> None:
+    network = model()
+    data = calibration(tmp_path, network, 600)
+    # 20 batches of 30 images, each image of 48 numbers with answers of 5
+    judge = Judge(network, data, RUNTIME, together=30, held=4 * 30 * 4 * (48 + 5))
+    assert judge.images == 120
+
+
+def test_without_an_output_to_be_judged_by_there_is_no_judge(tmp_path: Path) -> None:
+    network = model("int64[n, 1] best", "best = ArgMax <axis = 1> (y)")
+    with pytest.raises(NothingToJudgeError, match="answers cannot be compared"):
+        Judge(network, calibration(tmp_path, network, 40), RUNTIME)
 
 
 def test_an_output_that_differs_by_rounding_alone_does_not_count() -> None:

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 import converter
 import converter.pace
 from converter import QuantizationSettings, Runtime, Target
+from converter.answers import Judge
 from converter.config import PRESETS, RecoverySettings
 from converter.errors import (
     CalibrationError,
@@ -28,11 +29,11 @@ from converter.errors import (
 )
 from converter.latency import Timing
 from converter.model_file import save_model
+from converter.outcome import Answers
 from converter.plain_file import file_digest
 from converter.quantization import quantizing as module
 from converter.quantization.families import LeftOut
 from converter.quantization.half import in_float16
-from converter.quantization.judge import Deviation, Judge
 from converter.quantization.ranged import Ranged
 from converter.refine.pipeline import checkpoint_of
 
@@ -79,7 +80,7 @@ def test_a_model_is_quantized_and_says_how(files: tuple[Path, Path], tmp_path: P
     assert quantized.shipped
     assert (quantized.images, quantized.held_out) == (54, 6)
     assert (quantized.precision, quantized.layers) == ("int8", 5)
-    assert quantized.before == Deviation(0.0, 1.0)
+    assert quantized.before == Answers(0.0, 1.0, 6)
     assert 0 < quantized.after.error < 0.02
     assert "QuantizeLinear" in operators(out)
     assert out.stat().st_size == quantized.bytes_after
@@ -220,7 +221,7 @@ def test_where_the_original_is_refused_once_it_is_quantized_a_note_says_so(
 
     of = Judge.of
 
-    def judged(judge: Judge, model: onnx.ModelProto) -> Deviation:
+    def judged(judge: Judge, model: onnx.ModelProto) -> Answers:
         if refused and model is refused[0]:
             raise ModelError("onnxruntime has no kernel")
         return of(judge, model)
@@ -267,9 +268,9 @@ def test_a_model_that_is_not_finite_is_not_written(
 ) -> None:
     of = Judge.of
 
-    def judged(judge: Judge, model: onnx.ModelProto) -> Deviation:
+    def judged(judge: Judge, model: onnx.ModelProto) -> Answers:
         whole = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-        return Deviation(math.inf, None) if whole else of(judge, model)
+        return Answers(math.inf, None, 100) if whole else of(judge, model)
 
     monkeypatch.setattr(Judge, "of", judged)
     quantized = quantize(files, tmp_path / "out.onnx")

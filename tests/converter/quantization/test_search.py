@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from converter.errors import ModelError
+from converter.outcome import Answers
 from converter.planner.cost import LayerCost
 from converter.progress import SILENT
 from converter.quantization import search as module
 from converter.quantization.integers import ARITHMETICS
-from converter.quantization.judge import Deviation
 from converter.quantization.ranges import METHODS
 from converter.quantization.search import Found, search_int8
 
@@ -34,10 +34,10 @@ class _Judge:
         self._error_of = error_of
         self.asked = 0
 
-    def of(self, model: onnx.ModelProto) -> Deviation:
+    def of(self, model: onnx.ModelProto) -> Answers:
         self.asked += 1
         types, method, left = json.loads(model.doc_string)
-        return Deviation(self._error_of(types, method, frozenset(left)), None)
+        return Answers(self._error_of(types, method, frozenset(left)), None, 100)
 
 
 def chain(layers: int) -> onnx.ModelProto:

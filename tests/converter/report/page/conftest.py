@@ -17,9 +17,8 @@ from PIL import Image
 from converter.front import Front, FrontPoint, Verified
 from converter.gates import GateResult
 from converter.latency import Speedup, Timing
-from converter.outcome import Conversion, Drop, LayerOutcome, Stage
+from converter.outcome import Answers, Conversion, Drop, LayerOutcome, Stage
 from converter.outcome import Latency as Timed
-from converter.quantization.judge import Deviation
 from converter.quantization.quantizing import Alone, InTurns, Quantized
 from converter.quantization.search import LeftInFloat, Trial
 from converter.report.files import report_text
@@ -122,8 +121,8 @@ QUANTIZED = Quantized(
     balanced=2,
     left=(LeftInFloat(("/block1/conv1/Conv/core", "/block1/conv1/Conv/out"), 0.2),),
     trials=(Trial("u8 × s8, min-max", 0, 0.002, 0.985, 0.4),),
-    before=Deviation(0.0091, 0.96),
-    after=Deviation(0.012, 0.955),
+    before=Answers(0.0091, 0.96, 100),
+    after=Answers(0.012, 0.955, 100),
     images=1800,
     held_out=200,
     bytes_before=3 * 2**20,
@@ -131,7 +130,7 @@ QUANTIZED = Quantized(
     latency=InTurns(
         *("cpu", 1, 32, 12.3, 4.1, 1.6), Speedup(7.7, 7.5, 7.9), Speedup(2.56, 2.5, 2.6)
     ),
-    alone=Alone(Deviation(0.003, 0.99), 2 * 2**20, 2.4, Speedup(1.5, 1.4, 1.6)),
+    alone=Alone(Answers(0.003, 0.99, 100), 2 * 2**20, 2.4, Speedup(1.5, 1.4, 1.6)),
     notes=("ranges were taken from 1800 of 2000 images, which is enough",),
 )
 TIMING = Timing(4.0, 3.9, 4.1, 100, (4.0,), 1, "cpu", 2, spinning=True, settled=True)
