@@ -201,6 +201,7 @@ def convert(
                 )
             if recovered.improved:
                 save_model(recovered.model, out)
+
     # the model is there, whatever comes of this
     answers: Answers | None = None
     answered: tuple[str, ...] = ()
@@ -218,23 +219,13 @@ def convert(
             answered += _far_off(answers, recovery)
 
     # a quantized model takes its place; last, since nothing can be fitted or trained any more
-    quantized = None
+    quantized, in_float = None, tuple[str, ...]()
     if quantization is not None:
         with clock.stage("quantize"):
             given = done.model if recovered is None else recovered.model
-            try:
-                quantized = quantize(
-                    load_model(model),
-                    given,
-                    data,
-                    quantization,
-                    target,
-                    path=out,
-                    timing=timing,
-                    progress=progress,
-                )
-            except (ModelError, CalibrationError, SolverError) as error:  # the float model is there
-                answered += (f"the model could not be quantized, and stays in float32: {error}",)
+            quantized, in_float = _quantized(
+                *(model, given, data, quantization, target, out), timing=timing, progress=progress
+            )
             if quantized is not None and quantized.shipped and tolerance is not None:
                 quantized = _within(tolerance, quantized, drop_now(quantized.model), given)
             if quantized is not None and quantized.shipped:
@@ -269,6 +260,7 @@ def convert(
             *done.notes,
             *(() if recovered is None else recovered.notes),
             *answered,
+            *in_float,
             *kept_notes,
         ),
         settings={
@@ -431,6 +423,28 @@ def _compared(
         return compare_answers(original, converted, data, runtime, macs), ()
     except ConverterError as error:
         return None, (f"how far the answers are off is not known: {error}",)
+
+
+def _quantized(
+    original: Path,
+    given: onnx.ModelProto,
+    data: CalibrationSet,
+    settings: QuantizationSettings,
+    target: Target,
+    out: Path,
+    *,
+    timing: bool,
+    progress: Progress,
+) -> tuple[Quantized | None, tuple[str, ...]]:
+    """Quantize, or say why that is not possible: the model in float is there."""
+    source = load_model(original)
+    try:
+        found = quantize(
+            *(source, given, data, settings, target), path=out, timing=timing, progress=progress
+        )
+        return found, ()
+    except (ModelError, CalibrationError, SolverError) as error:
+        return None, (f"the model could not be quantized, and stays in float32: {error}",)
 
 
 def _far_off(answers: Answers | None, recovery: RecoverySettings | None) -> tuple[str, ...]:
