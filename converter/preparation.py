@@ -202,7 +202,7 @@ def prepare(
         layers = find_layers(import_with_shapes(original))
         inputs = model_inputs(original, label=str(model))
         sample = one_sample(data, inputs)
-        layers = _by_image(layers, original, data, sample)
+        layers = _by_image(layers, original, data, sample, label=str(model))
         convertible = [layer for layer in layers if layer.reason is None]
         _require_convertible(layers, model)
         cost = count_cost(original, sample, label=str(model))
@@ -343,6 +343,8 @@ def _by_image(
     model: onnx.ModelProto,
     data: CalibrationSet,
     sample: Mapping[str, NDArray[Any]],
+    *,
+    label: str,
 ) -> tuple[Layer, ...]:
     """Refuse layers that have not the same number of positions for each of the first two images."""
     convertible = [layer for layer in layers if layer.reason is None]
@@ -354,7 +356,7 @@ def _by_image(
     # two images at once, or one after the other
     others = next(islice(batches, 1 if fixed else 0, None), None)
     seen = [
-        (len(next(iter(feeds.values()))), tensor_shapes(model, feeds, names))
+        (len(next(iter(feeds.values()))), tensor_shapes(model, feeds, names, label=label))
         for feeds in (sample, others)
         if feeds is not None and convertible
     ]

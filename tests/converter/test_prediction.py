@@ -203,7 +203,8 @@ def test_where_every_form_loses_more_the_one_that_loses_least_is_tried(recorded:
     task = dataclasses.replace(recorded.task(), share=1e-8)
     (probe,) = predict(task).probes  # the same for all levels
     small = [each for each in recorded.candidates() if each.params <= 0.5 * ROWS * CHANNELS * 9]
-    assert probe.effect == min(each.effect for each in small)
+    # computed twice, by sums that threads take in another order
+    assert probe.effect == pytest.approx(min(each.effect for each in small), rel=1e-12)
     assert probe.form in [each.form for each in recorded.candidates()]
 
 
