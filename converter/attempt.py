@@ -145,8 +145,8 @@ def meet(
 
     A plan is tried with random weights before it is fitted, and on a machine whose pace swings that reading
     may be too good. One in time that measures short of it is then made tighter. One that lost layers, which
-    did not pay, is made as the machine is by now, since without them it misses the budget; where the plan is
-    the same, its fits are too.
+    did not pay, is made as the machine is by now, since without them it misses the budget, and carried out
+    where it then reads faster than the original; where the plan is the same, its fits are too.
 
     Parameters
     ----------
@@ -171,6 +171,8 @@ def meet(
             if best is None:
                 raise
             break  # what is faster than the first is out of reach
+        if best is not None and paced is not None and paced.predicted_speedup(choice.chosen) <= 1.0:
+            break  # it was tried just now, and would be put back as the first one was
         again = best is not None and best.choice.chosen == choice.chosen
         done = attempt(
             *(prepared, paced, choice, solver, progress, clock),

@@ -56,7 +56,7 @@ allows it."""
 READINGS = 3
 """A model counts as slower where it reads so in all of them, each with sessions of its own: one session may
 be unlucky with its threads, and a small network then reads a quarter slower."""
-PAUSE = 15.0
+PAUSE = 10.0
 """Seconds between these readings where the model was seen faster before. On two shared cores a ResNet-20 read
 1.35 times the original's speed for minutes and 0.90 for some 2 to 40 seconds in between, both steadily: work
 then goes slowly from core to core, and such a state should have passed by the last reading."""

@@ -148,6 +148,36 @@ def test_a_plan_that_is_too_slow_is_made_again(
     assert note is None or note in done.notes[0]
 
 
+@pytest.mark.parametrize(("reads", "attempts"), [(1.2, 2), (0.9, 1)])
+def test_a_plan_that_reads_slower_by_now_is_not_carried_out_again(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, reads: float, attempts: int
+) -> None:
+    done: list[Any] = []
+
+    def attempted(*_: object, **__: object) -> Attempt:
+        done.append(0)
+        return Attempt(
+            model=prepared.original,
+            cost=prepared.cost,
+            replaced=0,
+            put_back=2,
+            layers=(),
+            passes=(),
+            latency=dataclasses.replace(LATENCY, speedup=1.0),
+            notes=(),
+            choice=plan(prepared, None, Budget(macs=4)),
+            realised=SimpleNamespace(),  # type: ignore[arg-type]
+        )
+
+    monkeypatch.setattr(
+        module, "plan", lambda prepared, _, budget, **__: plan(prepared, None, budget)
+    )
+    monkeypatch.setattr(module, "attempt", attempted)
+    paced: Any = SimpleNamespace(predicted_speedup=lambda _: reads)
+    meet(prepared, paced, Budget(macs=4), SOLVER, SILENT, Clock())
+    assert len(done) == attempts
+
+
 def test_a_budget_out_of_reach_is_refused(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
