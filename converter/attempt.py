@@ -173,11 +173,11 @@ def meet(
             break  # what is faster than the first is out of reach
         if best is not None and paced is not None and paced.predicted_speedup(choice.chosen) <= 1.0:
             break  # it was tried just now, and would be put back as the first one was
-        again = best is not None and best.choice.chosen == choice.chosen
+        alike = best if best is not None and best.choice.chosen == choice.chosen else None
         done = attempt(
             *(prepared, paced, choice, solver, progress, clock),
             trade=not budget.timed,
-            realised=best.realised if best is not None and again else None,
+            realised=None if alike is None else alike.realised,
         )
         readings.append(_gained(done))
         if best is None or _worth(done, budget) >= _worth(best, budget):

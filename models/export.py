@@ -96,7 +96,7 @@ def _trace(net: nn.Module, example: torch.Tensor, opset: int, path: Path) -> onn
         arguments["dynamo"] = False  # torch before 2.5 knows this exporter only
     with warnings.catch_warnings():
         for message, category in _EXPORTER_WARNINGS:
-            warnings.filterwarnings("ignore", message, category)
+            warnings.filterwarnings("ignore", message, category)  # of the exporter, about itself
         torch.onnx.export(
             net,
             (example,),

@@ -100,7 +100,7 @@ def try_graphs(
             tally["layers"] += check_surgery(model, turn)
             if convert and turn == 0:
                 tally[_examined(model)] += 1
-        except Exception:
+        except Exception:  # whatever it is, the graph that did it is kept before it goes on
             if failing is not None:
                 failing.parent.mkdir(parents=True, exist_ok=True)
                 onnx.save(model, failing)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import converter
+from converter.config import RecoverySettings
 from converter.errors import ConfigError, SolverError
 from converter.model_file import save_model
 from converter.refine import training as module
@@ -191,16 +192,21 @@ def test_a_precision_without_instructions_is_not_timed_for_a_whole_batch() -> No
     assert module._faster(run, 64, "cpu") == "float32"
 
 
-def test_each_network_has_the_precision_that_is_faster_for_it(
-    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begun(files: tuple[Path, Path, Path], asked: RecoverySettings) -> module.Training:
+    """A training of the damaged network that was not run yet, judged on what it learns from."""
     original, damaged, images = files
     held = Images({"x": np.load(images)})
     networks = Networks(onnx.load(original), onnx.load(damaged))
-    asked = settings(epochs=1, precision="auto", features=0.0)
     lessons = Lessons(networks, held, asked)
     wanted = lessons.of_held_out(held, 64)
-    training = module.Training(networks, held, held, wanted, lessons, asked)
+    return module.Training(networks, held, held, wanted, lessons, asked)
+
+
+def test_each_network_has_the_precision_that_is_faster_for_it(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = begun(files, settings(epochs=1, precision="auto", features=0.0))
+    networks = training.networks
     seen: dict[str, bool] = {}
 
     def noted(name: str) -> Callable[[object], object]:
@@ -272,16 +278,11 @@ def test_a_loss_that_is_not_finite_ends_it(
 def test_a_network_that_answers_nothing_finite_at_first_is_trained_from_there(
     files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, damaged, images = files
-    held = Images({"x": np.load(images)})
-    networks = Networks(onnx.load(original), onnx.load(damaged))
-    asked = settings(epochs=1)
-    lessons = Lessons(networks, held, asked)
-    training = module.Training(networks, held, held, lessons.of_held_out(held, 64), lessons, asked)
+    training = begun(files, settings(epochs=1))
     losses = iter([math.nan, math.nan, 2.0, 3.0])
     monkeypatch.setattr(training, "_judged_mean", lambda: next(losses))
     assert training._keep_best()
-    assert training.best.keys() == networks.parameters.keys()
+    assert training.best.keys() == training.networks.parameters.keys()
     assert [training._keep_best() for _ in range(3)] == [False, True, False]
     assert (training.best_loss, training.gained) == (2.0, True)
 
