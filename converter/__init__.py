@@ -718,10 +718,17 @@ def _evaluation(
         return Evaluation()
     judged, fitted = _source(val), _source(calib)
     paths = [each.resolve() for each in (judged, fitted) if isinstance(each, Path)]
-    if len(paths) == 2 and paths[0] == paths[1]:
+    if len(paths) == 2 and any(one.is_relative_to(other) for one, other in (paths, paths[::-1])):
+        lies = (
+            "is"
+            if paths[0] == paths[1]
+            else "has images of"
+            if paths[1].is_relative_to(paths[0])
+            else "lies in"
+        )
         raise ConfigError(
-            f"{judged} is what the layers are fitted on, and says nothing about other images; give "
-            "--val another folder, or leave it out to hold back every fifth image"
+            f"{judged} {lies} {fitted}, which the layers are fitted on, and says nothing about other images; "
+            "give --val another folder, or leave it out to hold back every fifth image"
         )
     return Evaluation(judged, labels=has_classes(judged))
 

@@ -21,6 +21,7 @@ from converter.errors import ModelError
 from converter.fitting import UNSEEN_EVERY
 from converter.outcome import Answers
 from converter.runtime import model_inputs, open_session, run
+from converter.scores import holds_scores
 from converter.sensitivity import NO_VARIANCE
 
 __all__ = ["Judge", "NothingToJudgeError", "OfImages", "affordable", "compare_answers"]
@@ -73,7 +74,7 @@ class OfImages:
     right : dict of str to ndarray of shape (n, elements), float32
         What the original answers, of those that have a row for each image and differ between images.
     scores : tuple of str
-        Those of two numbers or more for each image.
+        Those that hold scores of classes.
     """
 
     def __init__(
@@ -99,9 +100,7 @@ class OfImages:
         self.right: Rows = {
             name: rows for name, rows in found.items() if rows.size and _differs(rows)
         }
-        self.scores = tuple(
-            name for name in self.right if first[name].ndim == 2 and first[name].shape[1] > 1
-        )
+        self.scores = tuple(name for name in self.right if holds_scores(first[name]))
 
     def beside(self, original: Callable[[Tensors], Tensors]) -> OfImages:
         """Give the same images with what another original answers, which has the same outputs."""

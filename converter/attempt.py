@@ -127,7 +127,7 @@ def attempt(
         layers=layers,
         passes=realised.passes,
         latency=latency,
-        notes=_verdict(realised.branches, left),
+        notes=(*_unproven(choice), *_verdict(realised.branches, left)),
         choice=choice,
         realised=realised,
     )
@@ -247,8 +247,19 @@ def _timed(layer: LayerOutcome, paced: Paced, choice: Choice) -> LayerOutcome:
     return dataclasses.replace(layer, ms_before=before, ms_after=after)
 
 
+def _unproven(choice: Choice) -> tuple[str, ...]:
+    if choice.proven:
+        return ()
+    share = f"{choice.gap:.1%}" if choice.gap >= 0.001 else "less than 0.1%"
+    return (
+        f"the plan's effect is within {share} of the least there may be; the search ended there",
+    )
+
+
 def _verdict(branches: Mapping[str, object], left: Mapping[str, object]) -> tuple[str, ...]:
-    if branches and not left:
+    if not branches:
+        return ("the original meets the budget as it is, so it was written",)
+    if not left:
         return (
             "no plan within this budget made the model faster than the original on this machine, so "
             "the original was written as it is",

@@ -49,6 +49,7 @@ from converter.calibration.image_folder import ImageFolder
 from converter.calibration.moments import Moments
 from converter.calibration.record import Recorder
 from converter.calibration.sets import Batch, CalibrationSet
+from converter.calibration.subset import Subset
 from converter.errors import CalibrationError, ConfigError, ConverterError, ModelError
 from converter.fitting import UNSEEN_EVERY
 from converter.model_file import EXTERNAL_ABOVE
@@ -361,9 +362,10 @@ def _cut(data: CalibrationSet, size: int) -> Iterator[tuple[int, CalibrationSet]
 
     Files are opened by who goes through the part; everything else is read here, and held part by part.
     """
-    if isinstance(data, (ImageFolder, ArraySet)):
-        for start in range(0, len(data), size):
-            yield start, _slice(data, start, start + size)
+    whole, rows = _whole_and_rows(data)
+    if isinstance(whole, (ImageFolder, ArraySet)):
+        for start in range(0, len(rows), size):
+            yield start, _some_of(whole, rows[start : start + size])
         return
     start = 0
     for batch in data.batches(size):
@@ -376,14 +378,22 @@ def _cut(data: CalibrationSet, size: int) -> Iterator[tuple[int, CalibrationSet]
         )
 
 
-def _slice(data: ImageFolder | ArraySet, start: int, stop: int) -> CalibrationSet:
+def _whole_and_rows(data: CalibrationSet) -> tuple[CalibrationSet, Sequence[int]]:
+    """Give the set that this one is a part of, or itself, and which samples it has of it."""
+    if not isinstance(data, Subset):
+        return data, range(len(data))
+    inner, rows = _whole_and_rows(data._whole)
+    return inner, [rows[row] for row in data._chosen]
+
+
+def _some_of(data: ImageFolder | ArraySet, rows: Sequence[int]) -> CalibrationSet:
     """Return some samples of a set of files, whose paths then hold from any working directory."""
     part = copy(data)
     if isinstance(part, ImageFolder):
         part._folder = part._folder.absolute()
-        part._files = [path.absolute() for path in part._files[start:stop]]
+        part._files = [part._files[row].absolute() for row in rows]
     else:
-        part._chosen = part._chosen[start:stop]
+        part._chosen = [part._chosen[row] for row in rows]
         part._parts = [
             {name: replace(stack, path=stack.path.absolute()) for name, stack in stacks.items()}
             for stacks in part._parts

@@ -159,21 +159,24 @@ def measure_drop(
 
 
 def drop_of(validation: Validation) -> Drop:
-    """Read the drop off a comparison: accuracy before agreement, agreement before output error."""
-    finite = validation.finite
-    if validation.accuracy is not None:
-        accuracy = validation.accuracy
+    """Read the drop off a comparison: accuracy before agreement, agreement before output error.
+
+    An accuracy that is no better than chance would stay so, whatever became of the model, and is passed over.
+    """
+    finite, accuracy = validation.finite, validation.accuracy
+    if accuracy is not None and not accuracy.by_chance:
         points = accuracy.drop_points if finite else math.inf
-        return Drop("accuracy", points, accuracy.standard_error_points, accuracy.images)
-    count = validation.images
+        return Drop(
+            "accuracy", points, accuracy.standard_error_points, accuracy.images, validation.notes
+        )
+    count, notes = validation.images, validation.notes
     if validation.agreement is not None:
         # from the count: one image of a hundred is one point, and not a little more
         other = round((1.0 - validation.agreement.top1) * count) / count
         # one image at least: that none of a few differs says little
         error = 100.0 * max(math.sqrt(other * (1.0 - other) / count), 1.0 / count)
-        return Drop("agreement", 100.0 * other if finite else math.inf, error, count)
+        return Drop("agreement", 100.0 * other if finite else math.inf, error, count, notes)
     errors = [each.relative_l2 for each in validation.outputs]
     known = [math.inf if error is None else error for error in errors]
-    return Drop(
-        "output error", 100.0 * max(known, default=0.0) if finite else math.inf, None, count
-    )
+    error = 100.0 * max(known, default=0.0) if finite else math.inf
+    return Drop("output error", error, None, count, notes)

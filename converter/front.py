@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,6 +218,7 @@ def plan(
             *prepared.recorder.notes,
             *(() if paced is None else paced.model.notes),
             *(() if kept is None else kept.notes),
+            *_doubts(points),
         ),
         settings={
             "verify": verify,
@@ -233,6 +235,12 @@ def plan(
         machine=machine(),
         source_digest=model_digest(model),
     )
+
+
+def _doubts(points: Sequence[FrontPoint]) -> tuple[str, ...]:
+    """Say what makes drops doubtful, each once."""
+    verified = [each.verified for each in points if each.verified is not None]
+    return tuple(dict.fromkeys(note for each in verified for note in each.drop.notes))
 
 
 def predicted_front(

@@ -243,6 +243,8 @@ def _accuracy_drop(validation: Validation) -> _Figure:
     accuracy = validation.accuracy
     if accuracy is None:
         return _Figure(None, "points", _NO_LABELS)
+    if accuracy.by_chance:
+        return _Figure(None, "points", _BY_CHANCE.format(accuracy.original))
     spread = 1.96 * accuracy.standard_error_points
     return _Figure(
         accuracy.drop_points,
@@ -293,6 +295,10 @@ def _params(validation: Validation) -> _Figure:
 
 
 _NO_LABELS = "the images have no labels that fit the model; give one subfolder for each class"
+_BY_CHANCE = (
+    "the original is right for {:.1%} of the images, no more often than by chance; put the class folders "
+    "into the order of the model's classes, and prepare images as in its training"
+)
 
 _FIGURES: dict[str, Callable[[Validation], _Figure]] = {
     "min_speedup": _speedup,

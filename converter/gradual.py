@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 
 from converter.config import Budget, RecoverySettings, Runtime, SolverSettings
+from converter.errors import ConverterError
 from converter.pace import Paced, plan
 from converter.planner.cost import count_cost
 from converter.preparation import Clock, Prepared, Start
@@ -87,7 +88,7 @@ def go_on_from_parts(
     prepared, paced
         What `begin` made of the network that the last part converts.
     parts : int
-        In how many parts the budget is met.
+        In how many parts the budget is met; fewer than planned where one could not be recovered.
     notes : tuple of str
         What each part has come to.
 
@@ -95,8 +96,8 @@ def go_on_from_parts(
     ------
     ConfigError
         Where the whole budget is out of reach.
-    UnsupportedOperatorError, ModelError, CalibrationError, SolverError
-        As `prepare` and `Teacher.teach`.
+    ModelError, CalibrationError, SolverError
+        As `prepare`.
     """
     notes: list[str] = []
     prepared, paced = begin(None)
@@ -113,12 +114,20 @@ def go_on_from_parts(
             realised = realise(prepared, choice.chosen, solver, progress, trade=not budget.timed)
         converted = rewritten(prepared, realised.branches, reorder=False)
         with clock.stage("recover"):
-            recovered = teacher().teach(
-                converted,
-                share=shares_of(parts)[part - 1],
-                checkpoint=checkpoint(part),
-                progress=progress,
-            )
+            try:
+                recovered = teacher().teach(
+                    converted,
+                    share=shares_of(parts)[part - 1],
+                    checkpoint=checkpoint(part),
+                    progress=progress,
+                )
+            except ConverterError as error:
+                # what is in the way of this part may be in that of the last, too, which says so
+                notes.append(
+                    f"part {part} of {parts} could not be recovered, so it is the last: {error}"
+                )
+                parts = part
+                break
             model = dense(prepared.original, recovered.model, runtime)
         notes.append(f"part {part} of {parts}: {_outcome(prepared, recovered)}")
         start = Start(model, prepared.passes, _digest(model))

@@ -161,12 +161,15 @@ class Drop:
         Of `points`; None for an output error.
     images : int
         How many it was measured on.
+    notes : tuple of str, default ()
+        Why the measure is another one than the images might let expect, or says little.
     """
 
     measure: Literal["accuracy", "agreement", "output error"]
     points: float
     standard_error: float | None
     images: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Say it as in "0.42 ± 0.10 points of accuracy"."""

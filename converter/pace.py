@@ -70,9 +70,9 @@ ENOUGH = 1.05
 """A plan that is faster than asked by more than this is made again with more time."""
 STEP = 1.05
 """By how much more a plan must promise after one that was not as fast as its MACs let hope."""
-HOPED = 0.5
-"""Power of a factor on the MACs that a plan for it is hoped to be faster by: a quarter is to give twice the
-speed. Large layers give more; small ones can be slower in a form of half their MACs."""
+HOPED = 0.9
+"""Share of a factor on the MACs that a plan for it is hoped to be faster by. Small layers can be slower in a
+form of half their MACs."""
 WORTH = 1.25
 """How many times the effect of the best plan within a budget a faster one may have: its outputs are then off
 by 1.12 times as much at most."""
@@ -177,6 +177,7 @@ def begin(
         calibration=calibration,
         solver=solver,
         runtime=target.runtime,
+        batch=target.batch if timing else None,
         progress=progress,
         clock=clock,
         executor=executor,
@@ -320,7 +321,7 @@ def _as_hoped(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence
 
     Of plans that are not, the fastest.
     """
-    hoped = 1.0 if budget.macs is None else budget.macs**HOPED
+    hoped = 1.0 if budget.macs is None else max(1.0, HOPED * budget.macs)
     choice = choose(paced.candidates, limits)
     least = choice.effect
     tried: list[tuple[float, Choice]] = []

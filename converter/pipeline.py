@@ -7,7 +7,7 @@ import functools
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,20 +186,17 @@ def convert(
         )
 
     # the written model stays what it is until a better one is there
-    recovered = None
+    recovered, as_converted = None, tuple[str, ...]()
     if teacher is not None and done.replaced:
         with clock.stage("recover"):
-            recovered = teacher().teach(
-                done.model,
-                share=shares_of(parts)[-1],
-                checkpoint=checkpoint_of(out),
-                progress=progress,
+            recovered, as_converted = _recovered(
+                teacher, done.model, shares_of(parts)[-1], checkpoint_of(out), progress
             )
-            if recovered.improved and tolerance is not None:
+            if recovered is not None and recovered.improved and tolerance is not None:
                 recovered = _still_within(
                     tolerance, recovered, drop_now(recovered.model), done.model
                 )
-            if recovered.improved:
+            if recovered is not None and recovered.improved:
                 save_model(recovered.model, out)
 
     # the model is there, whatever comes of this
@@ -232,8 +229,9 @@ def convert(
                 mark(quantized.model, source_digest, done.layers)
                 save_model(quantized.model, out)
 
-    # what was learned is needed until the last model is there: a run may be cut off before
-    if recovery is not None:
+    # what was learned is needed until the last model is there: a run may be cut off before, and the next one
+    # may be able to learn what this one was not
+    if recovery is not None and not as_converted:
         # an earlier run may have measured two parts where this has one
         for part in range(max(parts, 2)):
             checkpoint_of(out, part).unlink(missing_ok=True)
@@ -259,6 +257,7 @@ def convert(
             *left_out.notes,
             *done.notes,
             *(() if recovered is None else recovered.notes),
+            *as_converted,
             *answered,
             *in_float,
             *kept_notes,
@@ -423,6 +422,20 @@ def _compared(
         return compare_answers(original, converted, data, runtime, macs), ()
     except ConverterError as error:
         return None, (f"how far the answers are off is not known: {error}",)
+
+
+def _recovered(
+    teacher: Callable[[], Teacher],
+    given: onnx.ModelProto,
+    share: float,
+    checkpoint: Path,
+    progress: Progress,
+) -> tuple[Recovered | None, tuple[str, ...]]:
+    """Let the model learn, or say why that is not possible: the one that was converted is there."""
+    try:
+        return teacher().teach(given, share=share, checkpoint=checkpoint, progress=progress), ()
+    except ConverterError as error:
+        return None, (f"the model could not be recovered, and stays as it was converted: {error}",)
 
 
 def _quantized(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from converter.calibration.gather import Sample
 from converter.calibration.patches import shape_for_each
 from converter.calibration.record import Recorder
-from converter.calibration.sets import CalibrationSet, fixed_batch, padded
+from converter.calibration.sets import CalibrationSet, ModelInput, fixed_batch, padded
 from converter.config import CalibrationSettings, Runtime, SolverSettings, Target
 from converter.differentiable import UnsupportedOperatorError
 from converter.errors import CalibrationError, ConfigError, ModelError
@@ -162,6 +162,7 @@ def prepare(
     runtime: Runtime,
     progress: Progress,
     clock: Clock,
+    batch: int | None = None,
     executor: Executor | None = None,
     work: Work | None = None,
     start: Start | None = None,
@@ -177,6 +178,8 @@ def prepare(
     progress : Progress
     clock : Clock
         Gets the seconds of each stage.
+    batch : int or None, default None
+        Images that the model is timed with later on; None times nothing.
     executor : Executor or None, default None
         Where layers are predicted, and recorded too where it is a `Place`, as a cluster is; None does it
         in threads of this process.
@@ -189,6 +192,8 @@ def prepare(
     ------
     ModelError, CalibrationError, SolverError
         As `converter.convert`.
+    ConfigError
+        Where the model takes other batches than the one that is to be timed.
     """
     # a GPU holds one layer at a time, and works on it as a whole
     together = None if solver.device == "cpu" else 1
@@ -201,6 +206,8 @@ def prepare(
         original, digest = start.model, start.digest
         layers = find_layers(import_with_shapes(original))
         inputs = model_inputs(original, label=str(model))
+        if batch is not None:
+            _require_batch(inputs, batch, model)
         sample = one_sample(data, inputs)
         layers = _by_image(layers, original, data, sample, label=str(model))
         convertible = [layer for layer in layers if layer.reason is None]
@@ -316,16 +323,20 @@ def target_batch(
     ConfigError
         Where the model's own batch is another one.
     """
-    fixed = fixed_batch(model_inputs(model))
-    if fixed is not None and fixed != target.batch:
-        raise ConfigError(
-            f"{path} takes batches of {fixed} only, and {target.batch} was asked for; "
-            f"give --batch {fixed}, or export the model with a free batch"
-        )
+    _require_batch(model_inputs(model), target.batch, path)
     return {
         name: np.resize(feed, (target.batch, *feed.shape[1:])) if feed.ndim else feed
         for name, feed in sample.items()
     }
+
+
+def _require_batch(inputs: Sequence[ModelInput], batch: int, path: Path) -> None:
+    fixed = fixed_batch(inputs)
+    if fixed is not None and fixed != batch:
+        raise ConfigError(
+            f"{path} takes batches of {fixed} only, and {batch} was asked for; "
+            f"give --batch {fixed}, or export the model with a free batch"
+        )
 
 
 def _spatial(layer: Layer, shape: tuple[int, ...], fed: int) -> tuple[int, tuple[int, ...]]:
@@ -355,11 +366,20 @@ def _by_image(
     )
     # two images at once, or one after the other
     others = next(islice(batches, 1 if fixed else 0, None), None)
-    seen = [
-        (len(next(iter(feeds.values()))), tensor_shapes(model, feeds, names, label=label))
-        for feeds in (sample, others)
-        if feeds is not None and convertible
-    ]
+    seen = []
+    for feeds in (sample, others):
+        if feeds is None or not convertible:
+            continue
+        fed = len(next(iter(feeds.values())))
+        try:
+            seen.append((fed, tensor_shapes(model, feeds, names, label=label)))
+        except ModelError as error:
+            if fixed or fed == 1:
+                raise
+            raise ModelError(
+                f"{label} has a free batch and does not run on two images at once, though on one it does; "
+                f"export it with a batch of 1, or without sizes written into its Reshapes: {error}"
+            ) from error
 
     def judged(layer: Layer) -> Layer:
         found = {shape_for_each(layer, shapes[layer.response], fed) for fed, shapes in seen}

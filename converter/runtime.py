@@ -39,6 +39,8 @@ __all__ = [
     "weight_bytes",
 ]
 
+_VECTORS = ("avx", "amx", "fma", "sve", "asimd", "i8mm", "bf16")
+"""How instructions begin that onnxruntime has kernels for."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _REFUSALS: tuple[type[Exception], ...] = (
@@ -294,9 +296,13 @@ def run(
 
 
 def machine() -> dict[str, Any]:
-    """Describe this machine for a report: processor, cores, system, versions of the libraries."""
+    """Describe this machine for a report: processor, cores, system, versions of the libraries.
+
+    Machines of one processor's name may offer other instructions, and then take other times.
+    """
     return {
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": os.cpu_count() or 1,
         "usable_cores": Runtime().thread_count,
         "system": platform.platform(),
@@ -313,14 +319,23 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    return _of_cores("model name") or platform.processor() or platform.machine()
+
+
+def _instructions() -> list[str]:
+    """Name those for vectors and matrices that the first core has, where Linux tells."""
+    offered = (_of_cores("flags") or _of_cores("Features")).split()
+    return sorted(name for name in offered if name.startswith(_VECTORS))
+
+
+def _of_cores(key: str) -> str:
+    """Read what Linux says of the first core; "" where it says nothing."""
     table = Path("/proc/cpuinfo")
-    if table.is_file():
-        found = re.search(
-            r"^model name\s*:\s*(.+)$", table.read_text(encoding="utf-8"), re.MULTILINE
-        )
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
+    if not table.is_file():
+        return ""
+    text = table.read_text(encoding="utf-8")
+    found = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def _version(name: str) -> str | None:

@@ -211,12 +211,13 @@ def _step(ratio: float) -> float:
 
 
 def _doubts(drop: Drop, max_drop: float) -> list[str]:
-    """Say where the images are too few to tell the tolerance from nothing."""
+    """Say what makes the drop doubtful, as too few images to tell the tolerance from nothing."""
     if drop.standard_error is None or 2 * drop.standard_error <= max(max_drop, TINY):
-        return []
+        return [*drop.notes]
     return [
+        *drop.notes,
         f"on {drop.images} images the drop is {drop}, which says little of a tolerance of "
-        f"{max_drop:g}; give more of them"
+        f"{max_drop:g}; give more of them",
     ]
 
 

@@ -1,6 +1,6 @@
 """Check and time Twofold on an NVIDIA GPU, and write docs/results-gpu.md.
 
-    pip install -e '.[gpu]'
+    pip uninstall onnxruntime && pip install onnxruntime-gpu
     python -m tools.gpu [--quick] [--fresh] [--out docs/results-gpu.md]
 
 First a small network is converted with the fits on the CPU and on the GPU, in closed form and with the
@@ -547,8 +547,8 @@ def _accelerator(bench: Bench) -> str:
 INTRODUCTION = """\
 # Results on a GPU
 
-Written by `python -m tools.gpu`, after `pip install -e '.[gpu]'`. Networks for 224×224 images with random
-weights, converted on random images: speed is real, accuracy means nothing here.
+Written by `python -m tools.gpu`, with onnxruntime-gpu in the place of onnxruntime. Networks for 224×224
+images with random weights, converted on random images: speed is real, accuracy means nothing here.
 
 - Machine: {accelerator}; {processor}, {cores} cores; onnxruntime {onnxruntime}, torch {torch}.
 - Fits and recordings run on the GPU. Models are timed with inputs and outputs bound to it, in turns, after

@@ -84,8 +84,9 @@ class Row:
 class Int8Row:
     """A conversion in int8, beside the original in float32 and in int8.
 
-    Accuracies are in percent. Speed-ups (batch 1, batch 32) are those of the quantized conversion; `file` is
-    the size of the original in int8 over its own.
+    Accuracies are in percent; `allowed` are the points that may be lost of the original's in int8. Speed-ups
+    (batch 1, batch 32) are those of the quantized conversion; `file` is the size of the original in int8 over
+    its own.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Int8Row:
     file: float
     settings: str
     seconds: float
+    allowed: float | None = None
 
 
 @dataclass
@@ -239,14 +241,18 @@ def _table(rows: Sequence[Row], runs: _Runs) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        allowed = "–" if row.allowed is None else f"≥ −{row.allowed:g}" if row.allowed else "≥ 0"
         lines.append(
             f"| {row.model} | `{row.budget}` | {row.macs:.2f} | {row.params:.2f} | {row.images:,} | "
             f"{row.before:.2f} % | {row.after:.2f} % | {row.after - row.before:+.2f} ± {row.error:.2f} | "
-            f"{allowed} | {row.batch_1} | {row.batch_32} | {row.predicted} | "
+            f"{_least(row.allowed)} | {row.batch_1} | {row.batch_32} | {row.predicted} | "
             f"{row.seconds:.0f} | {row.memory_mib:,.0f} | {runs[row.run]} |"
         )
     return lines if rows else []
+
+
+def _least(allowed: float | None) -> str:
+    """Say what a change must be at least, where so many points may be lost."""
+    return "–" if allowed is None else f"≥ −{allowed:g}" if allowed else "≥ 0"
 
 
 def _not_run(asked: Mapping[str, bool], results: Results, *, recovered: bool) -> list[str]:
@@ -300,19 +306,20 @@ def _int8_lines(rows: Sequence[Int8Row], runs: _Runs) -> list[str]:
         "Written by `python -m tools.reference --int8`: conversions that end in int8, and the original by",
         "`twofold quantize --int8 --batch 32`. Where a row does not say `--int8`, that was done to a float",
         "conversion afterwards, and the seconds are of that alone. Speed-ups are over the original in",
-        "float32 and in int8; file: the original in int8 over it.",
+        "float32 and in int8; file: the original in int8 over it; change: from the original in int8.",
         "",
-        "| model | converted by | images | top-1 float32 | original int8 | converted int8 | "
-        "over float32, batch 1 | batch 32 | over int8, batch 1 | asked | batch 32 | asked | file ÷ | "
-        "seconds | settings | run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | converted by | images | top-1 float32 | original int8 | converted int8 | change | "
+        "allowed | over float32, batch 1 | batch 32 | over int8, batch 1 | asked | batch 32 | asked | "
+        "file ÷ | seconds | settings | run |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         (slow, fast), (one, many) = row.over_original, row.over_int8
         lines.append(
             f"| {row.model} | `{row.budget}` | {row.images:,} | {row.original:.2f} % | "
-            f"{row.original_int8:.2f} % | {row.converted_int8:.2f} % | {slow} | {fast} | {one} | "
-            f"≥ {row.asked[0]:g} | {many} | ≥ {row.asked[1]:g} | {row.file:.2f} | {row.seconds:.0f} | "
-            f"{row.settings} | {runs[row.run]} |"
+            f"{row.original_int8:.2f} % | {row.converted_int8:.2f} % | "
+            f"{row.converted_int8 - row.original_int8:+.2f} | {_least(row.allowed)} | {slow} | {fast} | "
+            f"{one} | ≥ {row.asked[0]:g} | {many} | ≥ {row.asked[1]:g} | {row.file:.2f} | "
+            f"{row.seconds:.0f} | {row.settings} | {runs[row.run]} |"
         )
     return lines

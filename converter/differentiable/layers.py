@@ -155,6 +155,16 @@ def _layer_normalization(
     return result if bias is None else result + bias
 
 
+def _group_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    groups = step.whole("num_groups", 1)
+    blocks = x.reshape(len(x), groups, -1)
+    centred = blocks - blocks.mean(2, keepdim=True)
+    variance = centred.square().mean(2, keepdim=True) + step.number("epsilon", 1e-5)
+    shape = (-1, *[1] * (x.ndim - 2))
+    result = (centred * variance.rsqrt()).reshape(x.shape)
+    return result * scale.reshape(shape) + bias.reshape(shape)
+
+
 def _lrn(step: Step, x: Tensor) -> Tensor:
     from torch.nn import functional
 
@@ -196,6 +206,19 @@ def _elu(step: Step, x: Tensor) -> Tensor:
 def _softplus(step: Step, x: Tensor) -> Tensor:
     del step
     return x.logaddexp(x.new_zeros(()))
+
+
+def _selu(step: Step, x: Tensor) -> Tensor:
+    alpha, gamma = (
+        step.number("alpha", 1.6732632423543772),
+        step.number("gamma", 1.0507009873554805),
+    )
+    return gamma * (x.relu() + alpha * x.clamp(max=0.0).expm1())
+
+
+def _celu(step: Step, x: Tensor) -> Tensor:
+    alpha = step.number("alpha", 1.0)
+    return x.relu() + alpha * (x.clamp(max=0.0) / alpha).expm1()
 
 
 def _mish(step: Step, x: Tensor) -> Tensor:
@@ -306,6 +329,7 @@ def _global_max_pool(step: Step, x: Tensor) -> Tensor:
 LAYERS: dict[str, Operator] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
+    "Celu": _celu,
     "Clip": _clip,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -314,6 +338,7 @@ LAYERS: dict[str, Operator] = {
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
     "GlobalMaxPool": _global_max_pool,
+    "GroupNormalization": _group_normalization,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "InstanceNormalization": _instance_normalization,
@@ -325,6 +350,7 @@ LAYERS: dict[str, Operator] = {
     "Mish": _mish,
     "PRelu": _prelu,
     "Relu": method("relu"),
+    "Selu": _selu,
     "Sigmoid": method("sigmoid"),
     "Softmax": _softmax,
     "Softplus": _softplus,

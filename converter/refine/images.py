@@ -29,6 +29,8 @@ _APART = 2048
 """Images after which they have their next turn."""
 _READ = 256
 _HALF = float(np.finfo(np.float16).max)
+_COARSE = 0.005
+"""Share of an image's standard deviation that rounding may be off by."""
 
 
 class Images:
@@ -186,10 +188,14 @@ def load_images(data: CalibrationSet, memory_mib: int) -> tuple[Images, tuple[st
 
 
 def _kept_type(feed: NDArray[Any]) -> np.dtype[Any]:
-    """Floating-point numbers are held in half precision, those that it has no room for in float32."""
+    """Floating-point numbers are held in half precision, those that it would not tell apart in float32."""
     if feed.dtype.kind != "f":
         return feed.dtype
-    return np.dtype(np.float16 if float(np.abs(feed).max(initial=0)) < _HALF / 2 else np.float32)
+    if not float(np.abs(feed).max(initial=0)) < _HALF / 2:
+        return np.dtype(np.float32)
+    lost = feed.astype(np.float64) - feed.astype(np.float16)
+    coarse = float(lost.std()) > _COARSE * float(feed.std(dtype=np.float64))
+    return np.dtype(np.float32 if coarse else np.float16)
 
 
 def _require_held(name: str, feed: NDArray[Any], kind: np.dtype[Any]) -> None:

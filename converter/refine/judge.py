@@ -12,8 +12,9 @@ import onnx
 
 from converter.config import RecoverySettings, Runtime
 from converter.refine.images import Images
-from converter.refine.loss import answers_differ, holds_scores
+from converter.refine.loss import lessons_differ
 from converter.refine.networks import Networks
+from converter.scores import holds_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +23,14 @@ __all__ = ["Judge", "Judgement", "judged_together"]
 
 _JUDGED_STEPS = 4
 """Held-out images that are run at once, in those of a step: without gradients they take less room."""
+_JUDGED_BYTES = 2**24
+"""Bytes of these images, in float32: what a network computes of large ones takes gigabytes."""
 
 
-def judged_together(settings: RecoverySettings) -> int:
+def judged_together(settings: RecoverySettings, images: Images) -> int:
     """Say how many held-out images run at once."""
-    return _JUDGED_STEPS * settings.batch
+    size = sum(4 * math.prod(feed.shape[1:]) for feed in images.feeds.values())
+    return max(1, min(_JUDGED_STEPS * settings.batch, _JUDGED_BYTES // max(size, 1)))
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Judgement:
     Attributes
     ----------
     loss : float
-        `answers_differ` of the outputs from what is learned; infinite where an answer is not finite.
+        `lessons_differ` of the outputs from what is learned; infinite where an answer is not finite.
     agreement : float or None
         Share of images with the same best class as the original gives to the image alone; None for networks
         that are no classifiers.
@@ -71,7 +75,7 @@ class Judge:
         answers = self._networks.under_onnxruntime(which, model, self._runtime)
         batches = (
             self._images.batch(rows, "cpu")
-            for rows in self._images.in_order(judged_together(self._settings))
+            for rows in self._images.in_order(judged_together(self._settings, self._images))
         )
         parts = [answers({name: feed.numpy() for name, feed in feeds.items()}) for feeds in batches]
         return {
@@ -83,10 +87,10 @@ class Judge:
         """Say how far a model's answers are from the original's."""
         found = self._answers(1, model)
         outputs = self._networks.outputs
+        classes = self._images.classes(slice(None), "cpu") if self._settings.labels else None
         # in float64 and from 0: round-off must not make a model better than one that answers alike
-        loss = max(
-            0.0, float(answers_differ(found, self._wanted, outputs, self._settings.temperature))
-        )
+        differ = lessons_differ(found, self._wanted, outputs, self._settings.temperature, classes)
+        loss = max(0.0, float(differ))
         scores = next((name for name in outputs if holds_scores(self._original[name])), None)
         agreement = None
         if scores is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.config import RecoverySettings
-from converter.refine.images import Images, mirror_images
+from converter.refine.images import Images, holds_images, mirror_images
 from converter.refine.networks import Networks
 
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ class Lessons:
         import torch
 
         settings, outputs = self._settings, self._networks.outputs
-        probe = self._networks.original(self._images.batch(slice(0, 2), settings.device))
+        feeds = self._images.batch(slice(0, 2), settings.device)
+        probe = self._networks.original(feeds)
         shapes = {name: tuple(probe[name].shape[1:]) for name in outputs}
         each = sum(4 * math.prod(shape) for shape in shapes.values()) * len(self._images)
-        wanted = VARIANTS if settings.augment else 1
+        wanted = VARIANTS if settings.augment and holds_images(feeds) else 1
         fits = wanted * each <= settings.memory_mib * 2**20 // _SHARE
         of_images = all(probe[name].shape[:1] == (2,) for name in outputs)
         held = (wanted if fits and of_images else 0, len(self._images))

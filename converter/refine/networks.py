@@ -16,6 +16,7 @@ from converter.errors import ModelError
 from converter.refine.images import mirror_images
 from converter.refine.loss import mean_scores
 from converter.runtime import model_inputs, open_session, run
+from converter.scores import in_rows
 from converter.sensitivity import output_sources
 from passes.expose import expose
 
@@ -179,7 +180,7 @@ class Networks:
 
     def _run(self, which: int, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found, _ = self._graphs[which].forward(feeds)
-        answers = {name: found[source] for name, source in self._sources[which].items()}
+        answers = {name: in_rows(found[source]) for name, source in self._sources[which].items()}
         return {**answers, **{name: found[name] for name in self.inner}}
 
     def under_onnxruntime(
@@ -204,7 +205,7 @@ class Networks:
         def answers(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             fed = {name: feed.astype(kinds[name], copy=False) for name, feed in feeds.items()}
             found = dict(zip(wanted, run(session, wanted, fed, label=label), strict=True))
-            return {name: found[source] for name, source in sources.items()}
+            return {name: in_rows(found[source]) for name, source in sources.items()}
 
         return answers
 
@@ -218,8 +219,12 @@ class Networks:
         ModelError
             Where the two differ by more than round-off, or no output can be compared.
         """
+        import torch
+
         arrays = {name: feed.cpu().numpy() for name, feed in feeds.items()}
-        answers = [self._plain(which, feeds) for which in (0, 1)]
+        # on a GPU torch convolves in TF32 unless told otherwise, which is more than round-off
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            answers = [self._plain(which, feeds) for which in (0, 1)]
         for which, label in enumerate(("original", "converted")):
             known = self.under_onnxruntime(which, self._models[which], runtime)(arrays)
             for name, wanted in known.items():

@@ -22,10 +22,10 @@ from converter.progress import SILENT, Progress
 from converter.refine.images import Images, holds_images, load_images, mirror_images
 from converter.refine.judge import Judge, Judgement, judged_together
 from converter.refine.lessons import Lessons
-from converter.refine.loss import holds_scores
 from converter.refine.networks import Networks
 from converter.refine.training import Status, Training
-from converter.runtime import model_inputs
+from converter.runtime import model_inputs, open_session, run
+from converter.scores import holds_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +36,15 @@ HELD_OUT_EVERY = 10
 HELD_OUT_MOST = 1000
 """Every tenth image is held out, a thousand at most."""
 LEAST_HELD_OUT = 2
+JUDGED_BYTES, JUDGED_PART = 44, 2
+"""Bytes that a number of an answer takes while it is judged, most of them in float64: both answers, what is
+learned, and their difference; and the part of the images' memory that all may take, a half."""
 MIRRORED = (
     "scores follow the mean of the original's for an image and for its mirror image, both shifted a little "
     "where images are; agreement is with its answers to the images as they are"
+)
+AS_THEY_ARE = (
+    "no input takes floating-point images of 1, 3 or 4 colours, so none is flipped or shifted"
 )
 MIRRORED_TO_SEE = 200
 """Images that are mirrored to see whether left and right are alike, up to the end of a batch."""
@@ -217,8 +223,18 @@ class Teacher:
             images, self._notes = load_images(data, settings.memory_mib)
         labelled = images.labels is not None
         _require_lessons(data, settings, labelled=labelled, count=len(images))
-        self._images, self._held_out = images.split(HELD_OUT_EVERY, HELD_OUT_MOST)
+        most = self._judgeable()
+        self._images, self._held_out = images.split(HELD_OUT_EVERY, most)
         self._lessons: Lessons | None = None
+
+    def _judgeable(self) -> int:
+        """Say how many images may be held out: what networks answer to them is held, several times over."""
+        session = open_session(self._original, self._runtime, label="the original model")
+        first = next(iter(self._data.batches(1))).feeds
+        answers = run(session, None, first, label="the original model")
+        values = max(1, sum(each.size for each in answers if each.dtype.kind == "f"))
+        room = self._settings.memory_mib * 2**20 // JUDGED_PART
+        return max(LEAST_HELD_OUT, min(HELD_OUT_MOST, room // (JUDGED_BYTES * values)))
 
     def teach(
         self,
@@ -250,6 +266,8 @@ class Teacher:
         notes = self._notes + _left_out(networks)
         _require_teachable(networks, self._images, settings)
         notes += (MIRRORED,) if settings.mirrored else self._hint(networks)
+        if settings.augment and not holds_images(self._images.batch(slice(0, 1), settings.device)):
+            notes += (AS_THEY_ARE,)
         if settings.labels:
             _require_classes(networks, self._images, settings)
 
@@ -257,11 +275,13 @@ class Teacher:
             # inner responses are not kept; they make a percent of difference
             settings = dataclasses.replace(settings, features=0.0)
         lessons = Lessons(networks, self._images, settings, self._lessons)
-        wanted = lessons.of_held_out(self._held_out, judged_together(settings))
+        together = judged_together(settings, self._held_out)
+        wanted = lessons.of_held_out(self._held_out, together)
         judge = Judge(networks, self._original, self._held_out, wanted, settings, runtime)
         before = judge.judge(converted)
         training = Training(networks, self._images, self._held_out, wanted, lessons, settings)
         key = _key(self._original, converted, self._data, settings)
+        there = checkpoint is not None and checkpoint.exists()
         resumed = checkpoint is not None and training.resumed(checkpoint, key)
         status: Status = "ended early"
         if settings.refit > 0 and not resumed:
@@ -282,6 +302,10 @@ class Teacher:
             training = training.after(channels)
         elif resumed:
             notes += _went_on(training)
+        if there and not resumed:
+            notes += (
+                f"{checkpoint} is damaged, or of other models, images or settings, so this run began anew",
+            )
         if settings.refit < 1:
             status = training.run("recover", checkpoint, key, progress)
         lessons.ended(training.step, training.batch)
@@ -314,7 +338,7 @@ class Teacher:
         import torch
 
         same: list[Tensor] = []
-        for rows in self._held_out.in_order(judged_together(self._settings)):
+        for rows in self._held_out.in_order(judged_together(self._settings, self._held_out)):
             feeds = self._held_out.batch(rows, self._settings.device)
             if not holds_images(feeds):
                 return ()

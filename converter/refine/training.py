@@ -33,7 +33,7 @@ from converter.progress import Progress
 from converter.refine.images import Images
 from converter.refine.judge import judged_together
 from converter.refine.lessons import Lessons
-from converter.refine.loss import answers_differ, holds_scores, relative_error
+from converter.refine.loss import lessons_differ, relative_error
 from converter.refine.networks import Networks
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ LEAST_SIZE = 1e-3
 """Root mean square that a tensor is taken to have at least; a bias may be all zeros."""
 CLIP = 1.0
 """Largest norm of a gradient: one odd batch must not spoil Adam's moments."""
-LABEL_WEIGHT = 0.3
 FASTER = 0.8
 """Share of the time below which the coarser precision is worth it."""
 TIMED = 4
@@ -245,24 +244,23 @@ class Training:
     def _loss(
         self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rows: NDArray[Any]
     ) -> Tensor:
-        from torch.nn import functional
-
         outputs = self.networks.outputs
         # maps are large, and even a weight of 0 would have its cost; where answers were kept there are none
         asked = self.networks.inner if self.settings.features > 0 else ()
         inner = [name for name in asked if name in wanted]
         found = {name: found[name].float() for name in (*outputs, *inner)}
         wanted = {name: wanted[name].float() for name in (*outputs, *inner)}
-        loss = answers_differ(found, wanted, outputs, self.settings.temperature)
+        loss = lessons_differ(
+            found, wanted, outputs, self.settings.temperature, self._classes(self.images, rows)
+        )
         for name in inner:
             share = self.settings.features / len(self.networks.inner)
             loss = loss + share * relative_error(found[name], wanted[name])
-        if self.settings.labels:
-            classes = self.images.classes(rows, self.settings.device)
-            scores = next(name for name in outputs if holds_scores(wanted[name]))
-            assert classes is not None, "asked for before the training"
-            loss = loss + LABEL_WEIGHT * functional.cross_entropy(found[scores], classes)
         return loss
+
+    def _classes(self, images: Images, rows: NDArray[Any] | slice) -> Tensor | None:
+        """Give the classes of some images, where they are learned."""
+        return images.classes(rows, self.settings.device) if self.settings.labels else None
 
     # ---- precision
 
@@ -334,12 +332,15 @@ class Training:
             found = _together(self._held_out_answers(self.networks.converted), outputs)
             for name, value in parameters.items():
                 value.copy_(now[name])
-        return float(answers_differ(found, self.wanted, outputs, self.settings.temperature))
+        classes = self._classes(self.held_out, slice(None))
+        return float(
+            lessons_differ(found, self.wanted, outputs, self.settings.temperature, classes)
+        )
 
     def _held_out_answers(
         self, network: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
-        for rows in self.held_out.in_order(judged_together(self.settings)):
+        for rows in self.held_out.in_order(judged_together(self.settings, self.held_out)):
             yield network(self.held_out.batch(rows, self.settings.device))
 
     def _keep(self, checkpoint: Path, key: str) -> None:

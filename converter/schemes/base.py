@@ -70,8 +70,8 @@ class Effort:
     rounds : int, default 8
         Most rounds of polish.
     trade : bool, default True
-        Whether the ADMM may give part of what L of `channel` costs to S. Where milliseconds are planned
-        it may not: S costs what no count of weights shows.
+        Whether the ADMM may give part of what L of `channel` costs to S. Where the budget is in time it may
+        not: S costs what no count of weights shows.
     """
 
     iterations: int = 25

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from converter.latency import Speedup, Timing
 from converter.worst import WorstImage
 
-__all__ = ["Accuracy", "Agreement", "Latency", "OutputComparison", "Size", "Validation"]
+__all__ = [
+    "ENOUGH_LABELS",
+    "Accuracy",
+    "Agreement",
+    "Latency",
+    "OutputComparison",
+    "Size",
+    "Validation",
+]
+
+ENOUGH_LABELS = 100
+"""Of fewer images it cannot be told whether a model is right by chance."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,9 @@ class Accuracy:
         images of n.
     lost, won : int
         Images that only the original, and only the converted model gets right.
+    chance : float or None, default None
+        Share that the original would get right if its answers had nothing to do with the labels, Σ_c of the
+        share of answers c times the share of labels c; None where all labels are one class.
     """
 
     images: int
@@ -103,6 +118,19 @@ class Accuracy:
     standard_error_points: float
     lost: int
     won: int
+    chance: float | None = None
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the original is not surely right more often than by chance, of 100 images or more.
+
+        Its classes are then likely in another order than the labels, or the images were prepared otherwise
+        than in its training: a drop near 0 would say nothing.
+        """
+        if self.chance is None or self.images < ENOUGH_LABELS:
+            return False
+        spread = math.sqrt(self.chance * (1.0 - self.chance) / self.images)
+        return self.original < self.chance + 2.0 * spread
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.validation.findings import Accuracy, Agreement, OutputComparison
+from converter.scores import holds_scores, in_rows
+from converter.validation.findings import ENOUGH_LABELS, Accuracy, Agreement, OutputComparison
 from converter.worst import Worst
 
 __all__ = ["SAMPLE", "Array", "Comparison", "Meter"]
@@ -124,6 +125,9 @@ class Comparison:
         self._right = [0, 0]
         self._lost = 0
         self._won = 0
+        # how often the original answers each class, and how often each is the label
+        self._answered: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._labels: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def choose_scores(self, outputs: Sequence[Array], count: int) -> None:
         """Take the first float output of shape (batch, classes ≥ 2) for scores.
@@ -131,10 +135,11 @@ class Comparison:
         Trailing axes of length 1 are left aside.
         """
         for meter, output in zip(self.meters, outputs, strict=True):
-            flat = _flat(output)
-            scored = flat.ndim == 2 and len(flat) == count and flat.shape[1] > 1
-            if scored and flat.dtype.kind == "f":
-                self.scores, self.classes = meter.name, flat.shape[1]
+            scored = holds_scores(output) and len(output) == count
+            if scored and output.dtype.kind == "f":
+                self.scores, self.classes = meter.name, output.shape[1]
+                self._answered = np.zeros(self.classes, np.int64)
+                self._labels = np.zeros(self.classes, np.int64)
                 return
         self.notes.append(
             "no output has one score for each class, so agreement and accuracy are left out"
@@ -149,19 +154,21 @@ class Comparison:
         for meter, (first, second) in zip(self.meters, pairs, strict=True):
             meter.add(first, second)
             if meter.name == self.scores:
-                self._add_scores(_flat(first), _flat(second), labels)
+                self._add_scores(in_rows(first), in_rows(second), labels)
 
     def _add_scores(self, first: Array, second: Array, labels: Array | None) -> None:
         best = _best(first), _best(second)
         self.worst.add((first, second), best, labels)
         sound = (best[0] >= 0) & (best[1] >= 0)
         self._alike += int((sound & (best[0] == best[1])).sum())
+        self._answered += np.bincount(best[0][best[0] >= 0], minlength=self.classes)
         if self.classes > 5:
             five = np.argsort(-second, axis=1, kind="stable")[:, :5]
             self._alike_five += int((sound & (five == best[0][:, None]).any(axis=1)).sum())
         if labels is not None:
             right = [answers == labels for answers in best]
             self._labelled += len(labels)
+            self._labels += np.bincount(labels, minlength=self.classes)
             for model in (0, 1):
                 self._right[model] += int(right[model].sum())
             self._lost += int((right[0] & ~right[1]).sum())
@@ -181,6 +188,7 @@ class Comparison:
         count, lost, won = self._labelled, self._lost, self._won
         # of one image at least: that none of a few differs says little
         spread = max(lost + won - (lost - won) ** 2 / count, 1.0)
+        one_class = int((self._labels > 0).sum()) < 2
         return Accuracy(
             images=count,
             original=self._right[0] / count,
@@ -189,14 +197,25 @@ class Comparison:
             standard_error_points=100.0 * math.sqrt(spread) / count,
             lost=lost,
             won=won,
+            chance=None if one_class else float(self._answered @ self._labels) / count**2,
         )
 
-
-def _flat(output: Array) -> Array:
-    """Drop trailing axes of length 1, down to rank 2."""
-    while output.ndim > 2 and output.shape[-1] == 1:
-        output = output[..., 0]
-    return output
+    def doubts(self) -> tuple[str, ...]:
+        """Say where agreement or accuracy would be near what was, whatever became of the model."""
+        said = []
+        accuracy = self.accuracy()
+        if accuracy is not None and accuracy.by_chance:
+            said.append(
+                f"the original is right for {accuracy.original:.1%} of {accuracy.images:,} images, no more "
+                "often than by chance, so a drop in accuracy says nothing: see that the class folders are in "
+                "the order of the model's classes, and the images prepared as in its training"
+            )
+        if self.images >= ENOUGH_LABELS and int(self._answered.max(initial=0)) == self.images:
+            said.append(
+                f"the original gives all {self.images:,} images the same best class, so agreement says "
+                f"little; if output '{self.scores}' holds no scores of classes, look at its error"
+            )
+        return tuple(said)
 
 
 def _best(scores: Array) -> NDArray[np.int64]:

@@ -102,7 +102,7 @@ def validate(
         ),
         original=sizes[0],
         converted=sizes[1],
-        notes=tuple(comparison.notes),
+        notes=(*comparison.notes, *comparison.doubts()),
         data=data.describe(),
         class_names=named if named and len(named) == comparison.classes else None,
         worst=comparison.worst.images(data),

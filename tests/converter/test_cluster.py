@@ -18,11 +18,15 @@ from onnx import numpy_helper
 from PIL import Image
 
 from converter import Budget, RecoverySettings, convert
+from converter.calibration.arrays import ArraySet
+from converter.calibration.image_folder import ImageFolder
 from converter.calibration.opening import open_calibration_set
 from converter.calibration.record import Recorder
 from converter.calibration.sets import CalibrationSet
-from converter.cluster import Cluster, connect
+from converter.calibration.subset import Subset
+from converter.cluster import Cluster, _cut, connect
 from converter.config import CalibrationSettings, Preprocessing, Runtime, SolverSettings, Target
+from converter.drop import held_back
 from converter.errors import CalibrationError, ConfigError
 from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
@@ -214,6 +218,23 @@ def test_arrays_and_readers_too(cluster: Cluster, alone: Prepared, tmp_path: Pat
     np.save(tmp_path / "images.npy", images)
     assert_same(prepared(opened(tmp_path / "images.npy"), cluster), alone)
     assert_same(prepared(opened(Reader(images)), cluster, batch=64), alone)
+
+
+def test_parts_of_files_are_read_by_the_workers_too(folder: Path, tmp_path: Path) -> None:
+    """As what is left where every fifth image is held back."""
+    np.save(
+        tmp_path / "images.npy",
+        np.arange(24 * 3 * SIDE * SIDE, dtype=np.float32).reshape(24, 3, SIDE, SIDE),
+    )
+    for source, kind in ((folder, ImageFolder), (tmp_path / "images.npy", ArraySet)):
+        rest, apart = held_back(Subset(opened(source), 20), 4)
+        for part in (rest, apart):
+            cut = list(_cut(part, 7))
+            assert [start for start, _ in cut] == list(range(0, len(part), 7))
+            assert all(isinstance(each, kind) for _, each in cut)
+            [whole] = part.batches(len(part))
+            found = [each.feeds["x"] for _, some in cut for each in some.batches(3)]
+            np.testing.assert_array_equal(np.concatenate(found), whole.feeds["x"])
 
 
 def test_workers_may_die(cluster: Cluster, folder: Path, alone: Prepared, tmp_path: Path) -> None:

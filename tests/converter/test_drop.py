@@ -127,3 +127,12 @@ def test_outputs_of_other_shapes_are_as_far_off_as_can_be(tmp_path: Path) -> Non
     data = open_rows(tmp_path / "a.npy", 4)
     drop = measure_drop(first, second, data, Runtime(threads=1), batch=2, progress=SILENT)
     assert math.isinf(drop.points)
+
+
+def test_an_accuracy_of_chance_gives_way_to_agreement() -> None:
+    accuracy = Accuracy(400, 0.11, 0.11, 0.0, 0.25, 0, 0, chance=0.1)
+    doubted = dataclasses.replace(VALIDATION, accuracy=accuracy, notes=("by chance",))
+    drop = drop_of(doubted)
+    assert (drop.measure, drop.points, drop.notes) == ("agreement", 4.0, ("by chance",))
+    better = dataclasses.replace(doubted, accuracy=dataclasses.replace(accuracy, original=0.14))
+    assert drop_of(better).measure == "accuracy"

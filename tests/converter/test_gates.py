@@ -196,3 +196,12 @@ def test_check(tmp_path: Path) -> None:
     assert content["settings"]["gates"]["min_agreement"] == 30
     assert content["data"]["digest"]
     assert content["speedup"] == pytest.approx(verdict.speedup)
+
+
+def test_a_drop_from_an_accuracy_of_chance_cannot_be_judged() -> None:
+    accuracy = Accuracy(400, 0.1, 0.1, 0.0, 0.25, 0, 0, chance=0.1)
+    doubted = dataclasses.replace(VALIDATION, accuracy=accuracy)
+    found = one(doubted, max_accuracy_drop=1.0)
+    assert (found.found, found.status) == (None, "cannot be judged")
+    assert "10.0% of the images, no more often than by chance" in found.detail
+    assert one(doubted, min_accuracy=5.0).passed

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 import converter
 from converter.config import Budget, RecoverySettings
-from converter.errors import ConfigError
+from converter.errors import ConfigError, SolverError
 from converter.gradual import _some_of, parts_of, shares_of
 from converter.model_file import save_model
 from converter.refine import training
@@ -131,6 +131,24 @@ def test_a_run_that_is_cut_off_has_finished_parts_behind_it(
     assert not checkpoint_of(out).exists()
     for name, array in weights(files[0].parent / "whole.onnx").items():
         np.testing.assert_allclose(weights(out)[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_that_cannot_be_recovered_is_the_last(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise SolverError("it diverged")
+
+    monkeypatch.setattr(training.Training, "_one_step", broken)
+    done = convert(files, "one.onnx")
+    assert done.macs_before / done.macs_after >= 4
+    assert done.recovery is None
+    said = [note for note in done.notes if "it diverged" in note]
+    assert [note.partition(" recovered")[0] for note in said] == [
+        "part 1 of 2 could not be",
+        "the model could not be",
+    ]
+    converter.validate(files[0], files[0].parent / "one.onnx", files[1], time_batches=())
 
 
 def test_what_is_out_of_reach_is_refused_before_anything_is_trained(

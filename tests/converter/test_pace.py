@@ -120,7 +120,7 @@ def test_a_plan_as_fast_as_its_macs_let_hope_is_tried_once(
 ) -> None:
     budget = half_of(prepared)
     assert budget.macs is not None
-    asked = clock(monkeypatch, [budget.macs**0.5])
+    asked = clock(monkeypatch, [module.HOPED * budget.macs])
     timed = offered(prepared, (0.011, 0.5), (0.010, 0.9))
     assert plan(prepared, timed, budget).chosen[FIRST].form == SLOW
     assert len(asked) == 1
@@ -238,6 +238,15 @@ def test_a_latency_is_compared_with_what_the_original_takes(
     clock(monkeypatch, [2.6])  # the original takes 1 ms on this clock
     choice = plan(prepared, timed, Budget(latency_ms=0.4))
     assert timed.added_up(choice.chosen) >= 2.5
+
+
+def test_a_latency_that_the_original_has_leaves_it_as_it_is(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = paced(prepared, 1e-6)
+    clock(monkeypatch, [1.0] * 6)
+    choice = plan(prepared, timed, Budget(latency_ms=40))
+    assert {each.form for each in choice.chosen.values()} == {KEEP}
 
 
 def finished(

@@ -23,7 +23,7 @@ from converter.config import (
     SolverSettings,
     Target,
 )
-from converter.errors import ModelError
+from converter.errors import ConfigError, ModelError
 from converter.model_file import save_model
 from converter.preparation import Clock, Prepared, prepare
 from converter.progress import SILENT
@@ -102,6 +102,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
         model: onnx.ModelProto | None = None,
         executor: Executor | None = None,
         clock: Clock | None = None,
+        batch: int | None = None,
     ) -> Prepared:
         source, path = model or tiny(), file.parent / "tiny.onnx"
         save_model(source, path)
@@ -113,10 +114,32 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
             runtime=Runtime(threads=1),
             progress=SILENT,
             clock=clock or Clock(),
+            batch=batch,
             executor=executor,
         )
 
     return run
+
+
+def test_another_batch_than_the_models_own_is_refused_before_anything_is_recorded(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.preparation.Recorder", None)
+    model = tiny()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    with pytest.raises(ConfigError, match="takes batches of 4 only, and 8 was asked for"):
+        prepared(model, batch=8)
+
+
+def test_a_free_batch_that_takes_one_image_only_is_refused_in_words(
+    prepared: Callable[..., Prepared],
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[n,3,8,8] x) => (float[1,144] y) <int64[2] flat = {1, 144}> {
+        c = Conv (x, w) y = Reshape (c, flat)
+    }"""
+    with pytest.raises(ModelError, match="free batch and does not run on two images at once"):
+        prepared(with_weights(text, {"w": (4, 3, 3, 3)}))
 
 
 def test_every_convertible_layer_has_candidates(prepared: Callable[..., Prepared]) -> None:

@@ -220,3 +220,21 @@ def test_machine_is_ready_for_json() -> None:
     assert facts["versions"]["onnxruntime"] == ort.__version__
     assert facts["cores"] >= facts["usable_cores"] >= 1
     assert facts["processor"]
+    assert all(isinstance(each, str) for each in facts["instructions"])
+
+
+def test_machines_of_one_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "cpuinfo"
+    monkeypatch.setattr("converter.runtime.Path", lambda _: table)
+    seen = []
+    for flags in ("fpu sse4_2 fma avx2", "fpu avx2 avx512f avx512_vnni"):
+        table.write_text(
+            f"processor : 0\nmodel name : Some CPU\nflags : {flags}\n\nprocessor : 1\n"
+        )
+        seen.append((machine()["processor"], machine()["instructions"]))
+    assert seen == [
+        ("Some CPU", ["avx2", "fma"]),
+        ("Some CPU", ["avx2", "avx512_vnni", "avx512f"]),
+    ]

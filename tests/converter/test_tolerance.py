@@ -366,3 +366,22 @@ def test_a_budget_or_a_tolerance(files: tuple[Path, Path]) -> None:
         converter.convert(model, images, out, Budget(macs=2), val=images)
     with pytest.raises(ConfigError, match="says nothing about other images"):
         converter.convert(model, images, out, max_drop=1, val=images)
+
+
+@pytest.mark.parametrize(
+    ("calib", "val", "said"),
+    [
+        ("data", "data/val", "val lies in .*data, which"),
+        ("data/calib", "data", "data has images of .*calib, which"),
+        ("data", "other/../data", "data is .*data, which"),
+    ],
+)
+def test_images_to_judge_on_lie_apart(
+    files: tuple[Path, Path], tmp_path: Path, calib: str, val: str, said: str
+) -> None:
+    for folder in ("data/val", "data/calib", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"{said} the layers are fitted on"):
+        converter.convert(
+            files[0], tmp_path / calib, tmp_path / "small.onnx", max_drop=1, val=tmp_path / val
+        )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from converter.latency import measure_latency
@@ -27,6 +28,8 @@ __all__ = ["measured_alone"]
 _LEAST_RUNS = 5
 _ALONE_SECONDS = 0.1
 _IDLE = "idle"
+_TOGETHER_BYTES = 2**33
+"""What forms that are timed in turns hold on the GPU: each its inputs and outputs, and as much again."""
 
 
 def measured_alone(subject: Subject, shelf: Shelf, progress: Progress) -> Measured:
@@ -63,18 +66,35 @@ def _forms_alone(
     """Milliseconds of one layer in each form, timed in turns as models of their own."""
     entries = _entries(layer)
     part = extract(subject.model, entries, [layer.activated])
-    models: dict[str, onnx.ModelProto | Path | bytes] = {_IDLE: _idle(part)}
     small = dataclasses.replace(subject, model=part, layers=(layer,))
-    for form in forms:
-        models[str(form)] = with_forms(small, {} if form == KEEP else {layer.name: form})
     generator = np.random.default_rng(0)
     feeds = {name: generator.random(shapes[name], np.float32) for name in entries}
-    # Many sessions are open, and their spinning threads would take the cores from each other.
-    times = measure_latency(
-        models, feeds, subject.runtime, seconds=_ALONE_SECONDS, rounds=_LEAST_RUNS, spinning=False
-    )
-    idle = times[_IDLE].median_ms
-    return {form: max(times[str(form)].median_ms - idle, 0.0) for form in forms}
+    together = max(1, _TOGETHER_BYTES // _held(layer, feeds))
+    found: dict[Form, float] = {}
+    for start in range(0, len(forms), together):
+        some = forms[start : start + together]
+        models: dict[str, onnx.ModelProto | Path | bytes] = {_IDLE: _idle(part)}
+        for form in some:
+            models[str(form)] = with_forms(small, {} if form == KEEP else {layer.name: form})
+        # Many sessions are open, and their spinning threads would take the cores from each other.
+        times = measure_latency(
+            *(models, feeds, subject.runtime),
+            seconds=_ALONE_SECONDS,
+            rounds=_LEAST_RUNS,
+            spinning=False,
+        )
+        idle = times[_IDLE].median_ms
+        found |= {form: max(times[str(form)].median_ms - idle, 0.0) for form in some}
+    return found
+
+
+def _held(layer: Layer, feeds: Mapping[str, NDArray[np.float32]]) -> int:
+    """Bytes that one form holds: what it is fed and answers, and as much again in between."""
+    assert layer.weight is not None, "a layer that is measured has a weight"
+    fed = feeds[layer.input]
+    channels, outputs = (fed.shape[1], layer.weight.shape[0]) if layer.op == "Conv" else (1, 1)
+    answered = fed.nbytes // channels * outputs
+    return 2 * (sum(each.nbytes for each in feeds.values()) + answered)
 
 
 def _entries(layer: Layer) -> list[str]:

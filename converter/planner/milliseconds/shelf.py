@@ -99,6 +99,7 @@ def context(target: Target, *, alone: bool) -> str:
     versions = computer["versions"]
     parts = {
         "processor": computer["processor"],
+        "instructions": computer["instructions"],
         "cores": computer["cores"],
         "provider": target.runtime.provider,
         "accelerator": _accelerator() if target.runtime.provider == "cuda" else "",

@@ -116,11 +116,20 @@ CASES: dict[str, tuple[int, str]] = {
         17,
         one("y = LayerNormalization <axis=2> (x, s, b)", f"{X4}, float[7,8] s, float[7,8] b"),
     ),
+    "group normalization": (
+        21,
+        one(
+            "y = GroupNormalization <num_groups=2, epsilon=0.01> (x, s, b)",
+            "float[2,6,4,5] x, float[6] s, float[6] b",
+            "float[2,6,4,5] y",
+        ),
+    ),
     **{
         op: (17, one(f"y = {op} (x)"))
         for op in (
             *("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Neg", "Abs", "HardSwish", "Softplus"),
             *("GlobalAveragePool", "GlobalMaxPool", "Identity", "Elu", "LeakyRelu", "HardSigmoid"),
+            *("Selu", "Celu"),
             *("Ceil", "Cos", "Floor", "Round", "Sign", "Sin", "ReduceL2"),
         )
     },
@@ -166,6 +175,8 @@ CASES: dict[str, tuple[int, str]] = {
         )
     },
     "leaky relu alpha": (17, one("y = LeakyRelu <alpha=0.3> (x)")),
+    "selu constants": (17, one("y = Selu <alpha=1.2, gamma=0.9> (x)")),
+    "celu alpha": (17, one("y = Celu <alpha=0.3> (x)")),
     "elu alpha": (17, one("y = Elu <alpha=0.3> (x)")),
     "hard sigmoid alpha": (17, one("y = HardSigmoid <alpha=0.3, beta=0.4> (x)")),
     "prelu": (17, one("y = PRelu (x, s)", f"{X4}, float[3,1,1] s")),

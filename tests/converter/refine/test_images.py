@@ -171,3 +171,20 @@ def test_images_are_mirrored_in_either_layout_and_nothing_else_is() -> None:
     assert found["rows"] is feeds["rows"]
     assert holds_images(feeds)
     assert not holds_images({"rows": feeds["rows"], "maps": torch.ones(3, 7, 6, 6)})
+
+
+@pytest.mark.parametrize(
+    ("offset", "spread", "kept"),
+    [
+        (0.0, 1.0, np.float16),
+        (128.0, 60.0, np.float16),
+        (300.0, 2.0, np.float32),
+        (0.0, 1e-7, np.float32),
+    ],
+)
+def test_what_half_precision_would_not_tell_apart_is_held_in_single(
+    offset: float, spread: float, kept: type
+) -> None:
+    given = offset + spread * np.random.default_rng(0).standard_normal((20, 3, 8, 8))
+    images, _ = load_images(Set(given.astype(np.float32)), 16)
+    assert images.feeds["x"].dtype == kept

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from converter.refine.loss import answers_differ, holds_scores, mean_scores, relative_error
+from converter.refine.loss import answers_differ, mean_scores, relative_error
+from converter.scores import holds_scores, in_rows
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -58,3 +59,17 @@ def test_scores_of_outputs_alone_are_averaged() -> None:
     assert torch.equal(found["y"], torch.full((3, 4), 2.0))
     assert found["map"] is first["map"]
     assert found["inner"] is first["inner"]
+
+
+def test_an_output_that_hardly_differs_between_images_does_not_outweigh_the_others() -> None:
+    wanted = 0.99999 + 1e-5 * torch.randn(64, 1, 4, generator=torch.Generator().manual_seed(0))
+    off = relative_error(wanted + 1e-5, wanted)
+    assert 1e-5 < float(off) < 1e-3
+
+
+def test_scores_may_have_axes_of_one_behind() -> None:
+    row = torch.arange(8.0).reshape(2, 4, 1, 1)
+    assert holds_scores(row)
+    assert in_rows(row).shape == (2, 4)
+    assert in_rows(np.ones((2, 1, 1))).shape == (2, 1)
+    assert not holds_scores(np.ones((2, 3, 4, 1)))

@@ -224,14 +224,18 @@ def test_no_weight_to_train() -> None:
 
 
 def round_trip(path: Path) -> None:
-    """Through torch and back the weights are the same bits, and torch computes what onnxruntime does."""
+    """Through torch and back the weights are the same bits, and torch computes what onnxruntime does.
+
+    Also where they were changed in torch: what is written back answers, under onnxruntime, as torch does.
+    """
     source = load_model(path)
     model = export_model(normalised(source, path)[0], source)
     networks = Networks(source, model)
     (given,) = model_inputs(model)
     shape = [side if isinstance(side, int) else 2 for side in given.shape]
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    networks.check({given.name: torch.from_numpy(values)}, RUNTIME)
+    feeds = {given.name: torch.from_numpy(values)}
+    networks.check(feeds, RUNTIME)
     kept = {name: value.detach().numpy() for name, value in networks.parameters.items()}
     back = networks.written(kept)
     first, second = (
@@ -241,6 +245,23 @@ def round_trip(path: Path) -> None:
     assert first.keys() == second.keys()
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name])
+
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in networks.parameters.values():
+            value.mul_(1 + 0.1 * torch.rand(value.shape, generator=random))
+        changed = networks.converted(feeds)
+    trained = networks.written(
+        {name: each.detach().numpy() for name, each in networks.parameters.items()}
+    )
+    answers = networks.under_onnxruntime(1, trained, RUNTIME)({given.name: values})
+    before = networks.original(feeds)
+    for name, answer in answers.items():
+        wanted = changed[name].numpy()
+        reach = float(np.ptp(wanted)) or float(np.abs(wanted).max())
+        np.testing.assert_allclose(answer, wanted, atol=1e-3 * reach, rtol=0)
+        if reach and np.ptp(wanted):
+            assert float(np.abs(wanted - before[name].numpy()).max()) > 2e-3 * reach
 
 
 @pytest.mark.parametrize(

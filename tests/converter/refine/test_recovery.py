@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from typer.testing import CliRunner
@@ -138,6 +140,7 @@ def test_a_checkpoint_that_is_none_is_left_out(
     checkpoint_of(out).write_bytes(content)
     found = converter.recover(original, damaged, images, out, settings(epochs=1), runtime=RUNTIME)
     assert not any("went on" in note for note in found.notes)
+    assert any("is damaged, or of other models" in note for note in found.notes)
 
 
 def test_a_checkpoint_of_other_settings_is_left_out(
@@ -151,6 +154,7 @@ def test_a_checkpoint_of_other_settings_is_left_out(
         original, damaged, images, out, settings(epochs=1, seed=4), runtime=RUNTIME
     )
     assert not any("went on" in note for note in found.notes)
+    assert any("so this run began anew" in note for note in found.notes)
 
 
 def test_what_ended_early_does_not_go_on(
@@ -272,6 +276,11 @@ def test_labels_are_learned_where_they_fit(
     if not said:
         found = converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
         assert found.steps == 9
+        plain = converter.recover(
+            original, damaged, labelled, out, settings(epochs=1), runtime=RUNTIME
+        )
+        # images are judged by what is learned, and here classes have nothing to do with the answers
+        assert found.before.loss > plain.before.loss + 0.3
         return
     with pytest.raises(CalibrationError, match=said):
         converter.recover(original, damaged, labelled, out, asked, runtime=RUNTIME)
@@ -381,3 +390,30 @@ def test_a_conversion_recovers_what_it_lost(files: tuple[Path, Path, Path]) -> N
     assert conversion.recovery["after"]["loss"] < conversion.recovery["before"]["loss"]
     assert conversion.macs_reduction >= 4
     assert conversion.out_digest == file_digest(out)
+
+
+def test_a_conversion_stays_where_it_cannot_be_recovered(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, _, images = files
+    monkeypatch.setattr(module.Training, "_loss", lambda *_: torch.tensor(math.nan))
+    out = original.parent / "out.onnx"
+    done = convert(original, images, out)
+    assert done.recovery is None
+    assert done.macs_before / done.macs_after >= 4
+    assert any("could not be recovered, and stays as it was converted" in n for n in done.notes)
+    converter.validate(original, out, images, time_batches=())
+
+
+def test_of_large_answers_fewer_images_are_judged(
+    files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, damaged, images = files
+    # five scores an image: so much room is left for six of them, of sixteen
+    monkeypatch.setattr("converter.refine.recovery.JUDGED_BYTES", (8 << 20) // (5 * 6))
+    asked = settings(epochs=1, memory_mib=16)
+    found = converter.recover(
+        original, damaged, images, original.parent / "out.onnx", asked, runtime=RUNTIME
+    )
+    assert found.held_out == 6
+    assert found.images == 154

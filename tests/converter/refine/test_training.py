@@ -22,6 +22,7 @@ from converter.model_file import save_model
 from converter.refine import training as module
 from converter.refine.images import Images
 from converter.refine.lessons import Lessons
+from converter.refine.loss import LABEL_WEIGHT
 from converter.refine.networks import Networks
 from tests.converter.refine.small import RUNTIME, cut_off, network, settings, weights
 
@@ -146,7 +147,7 @@ def test_one_image_alone_in_the_last_batch_counts_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of maps, whose error is relative to how much they differ between images."""
-    monkeypatch.setattr(module, "judged_together", lambda _: 15)  # 16 are held out
+    monkeypatch.setattr(module, "judged_together", lambda *_: 15)  # 16 are held out
     model = network()
     del model.graph.node[4:]
     del model.graph.output[:]
@@ -250,7 +251,7 @@ def test_labels_add_their_cross_entropy(files: tuple[Path, Path, Path]) -> None:
         losses.append(float(training._loss(found, wanted, rows).detach()))
     scores = found["y"].detach().double().numpy()
     of_classes = np.log(np.exp(scores).sum(1)) - scores[np.arange(37), rows % 5]
-    assert losses[1] - losses[0] == pytest.approx(module.LABEL_WEIGHT * of_classes.mean(), rel=1e-4)
+    assert losses[1] - losses[0] == pytest.approx(LABEL_WEIGHT * of_classes.mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("at", [0, 100])

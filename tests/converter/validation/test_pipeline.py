@@ -196,6 +196,44 @@ def test_accuracy_and_its_standard_error_from_disagreements() -> None:
     assert accuracy.standard_error_points == pytest.approx(100 * differences.std() / math.sqrt(10))
 
 
+@pytest.mark.parametrize(
+    ("labels", "count", "doubted"),
+    [
+        ("in another order", 120, True),
+        ("in another order", 60, False),  # too few to tell
+        ("right for half of them", 120, False),
+        ("of one class", 120, False),
+    ],
+)
+def test_an_accuracy_of_chance_is_doubted(labels: str, count: int, doubted: bool) -> None:
+    rows = np.arange(count)
+    answers = rows % 4
+    given = {
+        "in another order": (rows + rows // 4) % 4,
+        "right for half of them": np.where(rows % 8 < 4, answers, (answers + 1) % 4),
+        "of one class": np.zeros_like(rows),
+    }[labels]
+    model = build("g (float[N, 4] x) => (float[N, 4] y) { y = Identity(x) }")
+    found = compare(model, model, Arrays(given, x=np.eye(4, dtype=np.float32)[answers]))
+    accuracy = found.accuracy
+    assert accuracy is not None
+    chance = sum(float((answers == c).mean() * (given == c).mean()) for c in range(4))
+    assert accuracy.chance == (None if labels == "of one class" else pytest.approx(chance))
+    assert accuracy.by_chance == doubted
+    assert any("no more often than by chance" in note for note in found.notes) == doubted
+    json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("odd", "count", "noted"), [(0, 100, True), (1, 100, False), (0, 99, False)]
+)
+def test_the_same_answer_to_all_images_is_noted(odd: int, count: int, noted: bool) -> None:
+    x = np.tile(np.float32([1, 3, 2]), (count, 1))
+    x[:odd] = [3, 1, 2]
+    found = compare(build(IDENTITY), build(IDENTITY), Arrays(x=x))
+    assert any("the same best class" in note for note in found.notes) == noted
+
+
 def test_top_five_looks_for_the_originals_best() -> None:
     text = "g (float[N, 8] x) => (float[N, 8] y) { y = %s(x) }"
     x = np.float32([[8, 7, 6, 5, 4, 3, 2, 1], [1, 1, 1, 1, 1, 1, 1, 9]])
