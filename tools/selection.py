@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Time S beside L with either way to select its channels."""
     table = Table(
-        "network", "batch", "channels", "without S", "Gather", "1×1 Conv", "Gather over Conv"
+        "network", "batch", "channels", "without S", "Gather", "1×1 Conv", "Gather faster"
     )
     for name in network or ("vgg16_cifar", "resnet20"):
         side = NETWORKS[name].size
