@@ -252,7 +252,8 @@ def convert(
 
     tolerance = None
     if max_drop is not None:
-        tolerance = Tolerance(max_drop, _evaluation(val, calib))
+        learned = recover_images if recovery is not None else None
+        tolerance = Tolerance(max_drop, _evaluation(val, calib, learned))
     return run(
         Path(model),
         _source(calib),
@@ -708,29 +709,43 @@ def _source(
 
 def _evaluation(
     val: str | Path | DataReader | CalibrationSet | None,
-    calib: str | Path | DataReader | CalibrationSet,
+    fitted: str | Path | DataReader | CalibrationSet,
+    learned: str | Path | DataReader | CalibrationSet | None = None,
 ) -> Evaluation:
-    """Take a folder of images in class folders as labelled."""
+    """Take a folder of images in class folders as labelled; what is judged on lies apart from the others."""
     from converter.calibration.opening import has_classes
     from converter.drop import Evaluation
 
     if val is None:
         return Evaluation()
-    judged, fitted = _source(val), _source(calib)
-    paths = [each.resolve() for each in (judged, fitted) if isinstance(each, Path)]
-    if len(paths) == 2 and any(one.is_relative_to(other) for one, other in (paths, paths[::-1])):
-        lies = (
-            "is"
-            if paths[0] == paths[1]
-            else "has images of"
-            if paths[1].is_relative_to(paths[0])
-            else "lies in"
-        )
-        raise ConfigError(
-            f"{judged} {lies} {fitted}, which the layers are fitted on, and says nothing about other images; "
-            "give --val another folder, or leave it out to hold back every fifth image"
-        )
+    judged = _source(val)
+    _require_apart(judged, _source(fitted), "the layers are fitted on")
+    if learned is not None:
+        _require_apart(judged, _source(learned), "the model learns from")
     return Evaluation(judged, labels=has_classes(judged))
+
+
+def _require_apart(
+    judged: Path | DataReader | CalibrationSet,
+    other: Path | DataReader | CalibrationSet,
+    whose: str,
+) -> None:
+    if not (isinstance(judged, Path) and isinstance(other, Path)):
+        return
+    one, two = judged.resolve(), other.resolve()
+    # an archive of arrays is no part of the folder that it lies in
+    if one == two:
+        lies = "is"
+    elif two.is_dir() and one.is_dir() and one.is_relative_to(two):
+        lies = "lies in"
+    elif one.is_dir() and two.is_dir() and two.is_relative_to(one):
+        lies = "has images of"
+    else:
+        return
+    raise ConfigError(
+        f"{judged} {lies} {other}, which {whose}, and says nothing about other images; give --val another "
+        "folder, or leave it out to hold back every fifth image"
+    )
 
 
 def _preprocessing(preset: str | None, preprocessing: Preprocessing | None) -> Preprocessing:

@@ -25,6 +25,8 @@ __all__ = ["Attempt", "attempt", "meet"]
 ATTEMPTS = 2
 """Plans that are carried out where the first measures short of a budget in time, or lost layers that did not
 pay."""
+NEGLIGIBLE = 1e-6
+"""Effect, as a share of the variance of the outputs, that is not worth a note."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,12 +250,10 @@ def _timed(layer: LayerOutcome, paced: Paced, choice: Choice) -> LayerOutcome:
 
 
 def _unproven(choice: Choice) -> tuple[str, ...]:
-    if choice.proven:
+    if choice.proven or choice.gap * choice.effect < NEGLIGIBLE:
         return ()
-    share = f"{choice.gap:.1%}" if choice.gap >= 0.001 else "less than 0.1%"
-    return (
-        f"the plan's effect is within {share} of the least there may be; the search ended there",
-    )
+    share = max(choice.gap, 0.001)
+    return (f"the search for a plan ended where up to {share:.1%} less effect may be possible",)
 
 
 def _verdict(branches: Mapping[str, object], left: Mapping[str, object]) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def go_on_from_parts(
                 parts = part
                 break
             model = dense(prepared.original, recovered.model, runtime)
-        notes.append(f"part {part} of {parts}: {_outcome(prepared, recovered)}")
+        notes += (f"part {part} of {parts}: {_outcome(prepared, recovered)}", *recovered.notes)
         start = Start(model, prepared.passes, _digest(model))
         del prepared, paced  # what was recorded of one part is not held beside that of the next
         prepared, paced = begin(start)

@@ -27,7 +27,7 @@ from converter.branches import branches_of_form
 from converter.calibration.sets import CalibrationSet
 from converter.config import Budget, CalibrationSettings, SolverSettings, Target
 from converter.corrections import correct_effects
-from converter.errors import ConfigError
+from converter.errors import ConfigError, SolverError
 from converter.latency import (
     CLOSE,
     OPENINGS,
@@ -351,9 +351,12 @@ def _faster(
     for step in range(1, 1 + math.ceil(math.log(max(hoped / read, STEP)) / math.log(STEP))):
         try:
             limit = _time_limit(paced, promised * STEP**step, "faster", factor=True)
-            plans.append(choose(paced.candidates, [*limits, limit]))
-        except ConfigError:
+            plan = choose(paced.candidates, [*limits, limit])
+        except (ConfigError, SolverError):
             break
+        if plan.effect > DEARER * least:  # and so have all that are faster
+            break
+        plans.append(plan)
 
     def worth(plan: Choice) -> float:
         return paced.added_up(plan.chosen) / math.sqrt(max(plan.effect, LEAST_EFFECT))

@@ -213,7 +213,7 @@ def convert(
                 prepared.cost.macs,
             )
         if tolerance is None:
-            answered += _far_off(answers, recovery)
+            answered += _far_off(answers, None if recovered is None else recovery)
 
     # a quantized model takes its place; last, since nothing can be fitted or trained any more
     quantized, in_float = None, tuple[str, ...]()
@@ -232,8 +232,8 @@ def convert(
     # what was learned is needed until the last model is there: a run may be cut off before, and the next one
     # may be able to learn what this one was not
     if recovery is not None and not as_converted:
-        # an earlier run may have measured two parts where this has one
-        for part in range(max(parts, 2)):
+        # an earlier run may have measured two parts where this has one, or a part may have failed
+        for part in range(max(parts + 1, 2)):
             checkpoint_of(out, part).unlink(missing_ok=True)
 
     measured = () if paced is None else paced.model.notes
@@ -249,7 +249,7 @@ def convert(
         passes=(*prepared.passes, *done.passes),
         latency=done.latency,
         stages=clock.stages(),
-        notes=(
+        notes=_each_once(
             *on_the_way,
             *prepared.notes,
             *prepared.recorder.notes,
@@ -352,6 +352,10 @@ def _same_source(first: Source, second: Source) -> bool:
     if isinstance(first, Path) and isinstance(second, Path):
         return first.resolve() == second.resolve()
     return first is second
+
+
+def _each_once(*notes: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(notes))
 
 
 def _plain(settings: Any) -> dict[str, Any] | None:

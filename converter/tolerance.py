@@ -233,5 +233,5 @@ def _nothing_found(prepared: Prepared, tolerance: Tolerance, probes: Sequence[Pr
     return (
         f"no faster model within --max-drop {tolerance.max_drop:g} was found, so nothing was written: "
         f"the closest loses {closest.drop} at {closest.gained:.2f} {times}; allow a larger drop, or "
-        "give more calibration images"
+        "give more calibration images" + "".join(f"; {note}" for note in closest.drop.notes)
     )

@@ -156,6 +156,8 @@ def _layer_normalization(
 
 
 def _group_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    if step.opset < 21:  # its scale was one of groups, and the operator was withdrawn for that
+        raise step.refuse("is of an opset below 21")
     groups = step.whole("num_groups", 1)
     blocks = x.reshape(len(x), groups, -1)
     centred = blocks - blocks.mean(2, keepdim=True)

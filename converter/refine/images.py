@@ -6,6 +6,7 @@ checkpoint sees what it would have seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,15 @@ _REACH = 1 / 16
 _APART = 2048
 """Images after which they have their next turn."""
 _READ = 256
+_SEEN = 16
+"""Images by which it is decided how all are held."""
 _HALF = float(np.finfo(np.float16).max)
 _COARSE = 0.005
 """Share of an image's standard deviation that rounding may be off by."""
 
 
 class Images:
-    """Samples in memory, those of floating-point type in half precision.
+    """Samples in memory, those of floating-point type in half precision where that tells them apart.
 
     Parameters
     ----------
@@ -154,11 +157,13 @@ def load_images(data: CalibrationSet, memory_mib: int) -> tuple[Images, tuple[st
     CalibrationError
         Where not even 16 fit, or the set has none.
     """
-    first = next(iter(data.batches(1)), None)
+    first = next(iter(data.batches(_SEEN)), None)
     if first is None:
         raise CalibrationError(f"{data.describe()} has no images; give a folder that has some")
     kinds = {name: _kept_type(feed) for name, feed in first.feeds.items()}
-    one = sum(feed.size * kinds[name].itemsize for name, feed in first.feeds.items())
+    one = sum(
+        math.prod(feed.shape[1:]) * kinds[name].itemsize for name, feed in first.feeds.items()
+    )
     fitting = memory_mib * 2**20 // max(one, 1)
     if fitting < 16:
         raise CalibrationError(
@@ -202,7 +207,7 @@ def _require_held(name: str, feed: NDArray[Any], kind: np.dtype[Any]) -> None:
     if kind == np.float16 and float(np.abs(feed).max(initial=0)) > _HALF:
         raise CalibrationError(
             f"the input {name!r} has values beyond {_HALF:,.0f}, which half precision does not hold, and "
-            "none of them in its first image; scale them down, or convert without recovery"
+            "none of them in its first images; scale them down, or convert without recovery"
         )
 
 

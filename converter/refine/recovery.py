@@ -135,6 +135,9 @@ def require_recoverable(
     if first is not None:
         some = Images({name: feed[: first.count] for name, feed in first.feeds.items()})
         _require_teachable(networks, some, settings)
+        names = data.class_names if settings.labels else None
+        if names is not None:
+            _require_class(len(names) - 1, networks, some, settings)
 
 
 def _require_free_batch(model: onnx.ModelProto) -> None:
@@ -224,7 +227,11 @@ class Teacher:
         labelled = images.labels is not None
         _require_lessons(data, settings, labelled=labelled, count=len(images))
         most = self._judgeable()
-        self._images, self._held_out = images.split(HELD_OUT_EVERY, most)
+        self._images, self._held_out = images.split(HELD_OUT_EVERY, min(HELD_OUT_MOST, most))
+        if most < min(HELD_OUT_MOST, len(images) // HELD_OUT_EVERY):
+            self._notes += (
+                f"{most} images are held out to judge by, since answers are large; more memory allows more",
+            )
         self._lessons: Lessons | None = None
 
     def _judgeable(self) -> int:
@@ -234,7 +241,7 @@ class Teacher:
         answers = run(session, None, first, label="the original model")
         values = max(1, sum(each.size for each in answers if each.dtype.kind == "f"))
         room = self._settings.memory_mib * 2**20 // JUDGED_PART
-        return max(LEAST_HELD_OUT, min(HELD_OUT_MOST, room // (JUDGED_BYTES * values)))
+        return max(LEAST_HELD_OUT, room // (JUDGED_BYTES * values))
 
     def teach(
         self,
@@ -411,12 +418,18 @@ def _scores(networks: Networks, images: Images, settings: RecoverySettings) -> l
 
 def _require_classes(networks: Networks, images: Images, settings: RecoverySettings) -> None:
     """Refuse labels of classes that the model has no scores for."""
-    scores = _scores(networks, images, settings)
     assert images.labels is not None, "asked for where the images are read"
-    highest, classes = int(images.labels.max()), scores[0].shape[1]
-    if int(images.labels.min()) < 0 or highest >= classes:
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    _require_class(highest if lowest >= 0 else lowest, networks, images, settings)
+
+
+def _require_class(
+    number: int, networks: Networks, images: Images, settings: RecoverySettings
+) -> None:
+    classes = _scores(networks, images, settings)[0].shape[1]
+    if not 0 <= number < classes:
         raise CalibrationError(
-            f"the images have the class {highest} and the model scores for {classes}; give one subfolder "
+            f"the images have the class {number} and the model scores for {classes}; give one subfolder "
             "for each class of the model, or leave --labels out"
         )
 

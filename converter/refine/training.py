@@ -64,7 +64,7 @@ TIMED = 4
 PROBED, HOPELESS = 16, 2.0
 """A precision that takes so many times as long for a sixteenth of a batch is not timed for a whole one. On a
 processor without instructions for bfloat16 a few Convs took 30 times as long, and timing took minutes."""
-CHECKPOINT_FORMAT = "twofold-recovery-4"
+CHECKPOINT_FORMAT = "twofold-recovery-5"
 
 Status = Literal["time limit", "epochs done", "ended early"]
 

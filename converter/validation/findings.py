@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,9 +105,10 @@ class Accuracy:
         images of n.
     lost, won : int
         Images that only the original, and only the converted model gets right.
-    chance : float or None, default None
-        Share that the original would get right if its answers had nothing to do with the labels, Σ_c of the
-        share of answers c times the share of labels c; None where all labels are one class.
+    chance, chance_error : float or None, default None
+        Share that the original would get right if its answers had nothing to do with the labels, Σ_c a_c b_c
+        of the shares a of answers and b of labels, and its standard error, of that for κ without agreement
+        (Fleiss, Cohen and Everitt 1969); None where all labels are one class.
     """
 
     images: int
@@ -119,6 +119,7 @@ class Accuracy:
     lost: int
     won: int
     chance: float | None = None
+    chance_error: float | None = None
 
     @property
     def by_chance(self) -> bool:
@@ -127,10 +128,9 @@ class Accuracy:
         Its classes are then likely in another order than the labels, or the images were prepared otherwise
         than in its training: a drop near 0 would say nothing.
         """
-        if self.chance is None or self.images < ENOUGH_LABELS:
+        if self.chance is None or self.chance_error is None or self.images < ENOUGH_LABELS:
             return False
-        spread = math.sqrt(self.chance * (1.0 - self.chance) / self.images)
-        return self.original < self.chance + 2.0 * spread
+        return self.original < self.chance + 2.0 * self.chance_error
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ class Comparison:
         self._right = [0, 0]
         self._lost = 0
         self._won = 0
-        # how often the original answers each class, and how often each is the label
+        self._answers: set[int] = set()
+        # of images with labels: how often the original answers each class, and how often each is the label
         self._answered: NDArray[np.int64] = np.zeros(0, np.int64)
         self._labels: NDArray[np.int64] = np.zeros(0, np.int64)
 
@@ -161,13 +162,16 @@ class Comparison:
         self.worst.add((first, second), best, labels)
         sound = (best[0] >= 0) & (best[1] >= 0)
         self._alike += int((sound & (best[0] == best[1])).sum())
-        self._answered += np.bincount(best[0][best[0] >= 0], minlength=self.classes)
+        self._answers.update(np.unique(best[0]).tolist())
         if self.classes > 5:
             five = np.argsort(-second, axis=1, kind="stable")[:, :5]
             self._alike_five += int((sound & (five == best[0][:, None]).any(axis=1)).sum())
         if labels is not None:
             right = [answers == labels for answers in best]
             self._labelled += len(labels)
+            # a network may give one image more scores than another
+            answered = best[0][(best[0] >= 0) & (best[0] < self.classes)]
+            self._answered += np.bincount(answered, minlength=self.classes)
             self._labels += np.bincount(labels, minlength=self.classes)
             for model in (0, 1):
                 self._right[model] += int(right[model].sum())
@@ -188,7 +192,7 @@ class Comparison:
         count, lost, won = self._labelled, self._lost, self._won
         # of one image at least: that none of a few differs says little
         spread = max(lost + won - (lost - won) ** 2 / count, 1.0)
-        one_class = int((self._labels > 0).sum()) < 2
+        chance, chance_error = self._chance()
         return Accuracy(
             images=count,
             original=self._right[0] / count,
@@ -197,8 +201,18 @@ class Comparison:
             standard_error_points=100.0 * math.sqrt(spread) / count,
             lost=lost,
             won=won,
-            chance=None if one_class else float(self._answered @ self._labels) / count**2,
+            chance=chance,
+            chance_error=chance_error,
         )
+
+    def _chance(self) -> tuple[float | None, float | None]:
+        """Say how often the original would be right if labels had nothing to do with it, and ± how much."""
+        if int((self._labels > 0).sum()) < 2:
+            return None, None
+        a, b = self._answered / self._labelled, self._labels / self._labelled
+        chance = float(a @ b)
+        variance = chance + chance**2 - float((a * b) @ (a + b))
+        return chance, math.sqrt(max(variance, 0.0) / self._labelled)
 
     def doubts(self) -> tuple[str, ...]:
         """Say where agreement or accuracy would be near what was, whatever became of the model."""
@@ -210,7 +224,7 @@ class Comparison:
                 "often than by chance, so a drop in accuracy says nothing: see that the class folders are in "
                 "the order of the model's classes, and the images prepared as in its training"
             )
-        if self.images >= ENOUGH_LABELS and int(self._answered.max(initial=0)) == self.images:
+        if self.images >= ENOUGH_LABELS and len(self._answers) == 1:
             said.append(
                 f"the original gives all {self.images:,} images the same best class, so agreement says "
                 f"little; if output '{self.scores}' holds no scores of classes, look at its error"

@@ -130,7 +130,7 @@ def test_outputs_of_other_shapes_are_as_far_off_as_can_be(tmp_path: Path) -> Non
 
 
 def test_an_accuracy_of_chance_gives_way_to_agreement() -> None:
-    accuracy = Accuracy(400, 0.11, 0.11, 0.0, 0.25, 0, 0, chance=0.1)
+    accuracy = Accuracy(400, 0.11, 0.11, 0.0, 0.25, 0, 0, chance=0.1, chance_error=0.015)
     doubted = dataclasses.replace(VALIDATION, accuracy=accuracy, notes=("by chance",))
     drop = drop_of(doubted)
     assert (drop.measure, drop.points, drop.notes) == ("agreement", 4.0, ("by chance",))

@@ -199,7 +199,7 @@ def test_check(tmp_path: Path) -> None:
 
 
 def test_a_drop_from_an_accuracy_of_chance_cannot_be_judged() -> None:
-    accuracy = Accuracy(400, 0.1, 0.1, 0.0, 0.25, 0, 0, chance=0.1)
+    accuracy = Accuracy(400, 0.1, 0.1, 0.0, 0.25, 0, 0, chance=0.1, chance_error=0.015)
     doubted = dataclasses.replace(VALIDATION, accuracy=accuracy)
     found = one(doubted, max_accuracy_drop=1.0)
     assert (found.found, found.status) == (None, "cannot be judged")

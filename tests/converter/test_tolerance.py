@@ -385,3 +385,11 @@ def test_images_to_judge_on_lie_apart(
         converter.convert(
             files[0], tmp_path / calib, tmp_path / "small.onnx", max_drop=1, val=tmp_path / val
         )
+    with pytest.raises(ConfigError, match="which the model learns from"):
+        converter.convert(
+            *(files[0], files[1], tmp_path / "small.onnx"),
+            max_drop=1,
+            val=tmp_path / val,
+            recovery=RecoverySettings(epochs=1),
+            recover_images=tmp_path / calib,
+        )

@@ -402,7 +402,25 @@ def test_a_conversion_stays_where_it_cannot_be_recovered(
     assert done.recovery is None
     assert done.macs_before / done.macs_after >= 4
     assert any("could not be recovered, and stays as it was converted" in n for n in done.notes)
+    assert len(set(done.notes)) == len(done.notes)
     converter.validate(original, out, images, time_batches=())
+
+
+def test_what_is_no_image_is_neither_flipped_nor_shifted(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        flat (float[n, 6] x) => (float[n, 4] y) { y = Gemm <transB = 1> (x, w) }"""
+    )
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((4, 6)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    save_model(model, tmp_path / "flat.onnx")
+    np.save(tmp_path / "x.npy", random.standard_normal((40, 6)).astype(np.float32))
+    paths = [tmp_path / name for name in ("flat.onnx", "flat.onnx", "x.npy", "out.onnx")]
+    found = converter.recover(*paths, settings(epochs=1), runtime=RUNTIME)
+    assert any("none is flipped or shifted" in note for note in found.notes)
+    found = converter.recover(*paths, settings(epochs=1, augment=()), runtime=RUNTIME)
+    assert not any("none is flipped or shifted" in note for note in found.notes)
 
 
 def test_of_large_answers_fewer_images_are_judged(
@@ -417,3 +435,4 @@ def test_of_large_answers_fewer_images_are_judged(
     )
     assert found.held_out == 6
     assert found.images == 154
+    assert any(note.startswith("6 images are held out to judge by") for note in found.notes)

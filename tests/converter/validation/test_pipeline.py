@@ -203,12 +203,18 @@ def test_accuracy_and_its_standard_error_from_disagreements() -> None:
         ("in another order", 60, False),  # too few to tell
         ("right for half of them", 120, False),
         ("of one class", 120, False),
+        ("right, and all but two of one class", 120, False),
+        ("one class but for chance", 120, True),
     ],
 )
 def test_an_accuracy_of_chance_is_doubted(labels: str, count: int, doubted: bool) -> None:
     rows = np.arange(count)
     answers = rows % 4
+    if "one class" in labels and labels != "of one class":
+        answers = (rows >= count - 2).astype(int)
     given = {
+        "right, and all but two of one class": answers,
+        "one class but for chance": (rows < 2).astype(int),
         "in another order": (rows + rows // 4) % 4,
         "right for half of them": np.where(rows % 8 < 4, answers, (answers + 1) % 4),
         "of one class": np.zeros_like(rows),
@@ -217,8 +223,14 @@ def test_an_accuracy_of_chance_is_doubted(labels: str, count: int, doubted: bool
     found = compare(model, model, Arrays(given, x=np.eye(4, dtype=np.float32)[answers]))
     accuracy = found.accuracy
     assert accuracy is not None
-    chance = sum(float((answers == c).mean() * (given == c).mean()) for c in range(4))
-    assert accuracy.chance == (None if labels == "of one class" else pytest.approx(chance))
+    if labels == "of one class":
+        assert accuracy.chance is accuracy.chance_error is None
+    else:
+        # of labels in any other order
+        random = np.random.default_rng(0)
+        right = [(answers == random.permutation(given)).mean() for _ in range(4000)]
+        assert accuracy.chance == pytest.approx(np.mean(right), abs=0.005)
+        assert accuracy.chance_error == pytest.approx(np.std(right), rel=0.1)
     assert accuracy.by_chance == doubted
     assert any("no more often than by chance" in note for note in found.notes) == doubted
     json.dumps(found.to_dict())

@@ -97,6 +97,25 @@ def test_alone_weights_that_are_inputs_too_are_not_fed(tmp_path: Path) -> None:
     assert set(found.curves) == {layer.name for layer in layers}
 
 
+@pytest.mark.parametrize(("room", "together"), [(1, 2), (2**40, 5)])
+def test_alone_so_many_forms_are_open_as_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, together: int
+) -> None:
+    model, opened = network(blocks=1), []
+
+    def counted(models: Any, *given: Any, **settings: Any) -> Any:
+        opened.append(len(models))
+        return measure_latency(models, *given, **settings)
+
+    monkeypatch.setattr(alone, "_TOGETHER_BYTES", room)
+    monkeypatch.setattr(alone, "measure_latency", counted)
+    layers = layers_of(model)
+    found = measure(model, tmp_path, points_of(layers, 4, 8, 16), alone=True)
+    assert max(opened) == together  # one that does nothing, and the layer as it is
+    forms = [channel(layers[1], rank) for rank in (4, 8, 16)]
+    assert all(found.layer_ms(layers[1].name, *form) is not None for form in forms)
+
+
 def test_a_second_plan_runs_the_original_alone(tmp_path: Path, sessions: list[int]) -> None:
     model = network(blocks=1)
     points = points_of(layers_of(model), 8, 16)
