@@ -70,9 +70,6 @@ ENOUGH = 1.05
 """A plan that is faster than asked by more than this is made again with more time."""
 STEP = 1.05
 """By how much more a plan must promise after one that was not as fast as its MACs let hope."""
-HOPED = 0.9
-"""Share of a factor on the MACs that a plan for it is hoped to be faster by. Small layers can be slower in a
-form of half their MACs."""
 WORTH = 1.25
 """How many times the effect of the best plan within a budget a faster one may have: its outputs are then off
 by 1.12 times as much at most."""
@@ -317,11 +314,11 @@ def _in_time(
 
 
 def _as_hoped(prepared: Prepared, paced: Paced, budget: Budget, limits: Sequence[Limit]) -> Choice:
-    """Meet a budget that is not in time, by a plan as fast as its MACs let hope where one costs little.
+    """Meet a budget that is not in time, by a plan as fast as its MACs promise where one costs little.
 
-    Of plans that are not, the fastest.
+    Small layers can be slower in a form of half their MACs. Of plans that are not as fast, the fastest.
     """
-    hoped = 1.0 if budget.macs is None else max(1.0, HOPED * budget.macs)
+    hoped = budget.macs or 1.0
     choice = choose(paced.candidates, limits)
     least = choice.effect
     tried: list[tuple[float, Choice]] = []

@@ -120,7 +120,7 @@ def test_a_plan_as_fast_as_its_macs_let_hope_is_tried_once(
 ) -> None:
     budget = half_of(prepared)
     assert budget.macs is not None
-    asked = clock(monkeypatch, [module.HOPED * budget.macs])
+    asked = clock(monkeypatch, [budget.macs])
     timed = offered(prepared, (0.011, 0.5), (0.010, 0.9))
     assert plan(prepared, timed, budget).chosen[FIRST].form == SLOW
     assert len(asked) == 1
