@@ -80,7 +80,7 @@ class Effort:
 
 
 class Scheme(Protocol):
-    """One way to write L. A new one is one file in this folder and one line in its `__init__`."""
+    """One way to write L: one file in this folder, a line in its `__init__`, a name in `config/solver.py`."""
 
     name: str
     whole_patches: bool
