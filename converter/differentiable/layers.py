@@ -136,35 +136,34 @@ def _batch_normalization(
     return functional.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
 
 
-def _instance_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    axes = list(range(2, x.ndim))
-    shape = (-1, *[1] * len(axes))
+def _standardised(step: Step, x: Tensor, axes: list[int]) -> Tensor:
     centred = x - x.mean(axes, keepdim=True)
     variance = centred.square().mean(axes, keepdim=True) + step.number("epsilon", 1e-5)
-    return centred * variance.rsqrt() * scale.reshape(shape) + bias.reshape(shape)
+    return centred * variance.rsqrt()
+
+
+def _of_channels(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    shape = (-1, *[1] * (x.ndim - 2))
+    return x * scale.reshape(shape) + bias.reshape(shape)
+
+
+def _instance_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return _of_channels(_standardised(step, x, list(range(2, x.ndim))), scale, bias)
+
+
+def _group_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    if step.opset < 21:  # its scale was one of groups, and the operator was withdrawn for that
+        raise step.refuse("is of an opset below 21")
+    groups = x.reshape(len(x), step.whole("num_groups", 1), -1)
+    return _of_channels(_standardised(step, groups, [2]).reshape(x.shape), scale, bias)
 
 
 def _layer_normalization(
     step: Step, x: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     first = step.whole("axis", -1) % x.ndim
-    axes = list(range(first, x.ndim))
-    centred = x - x.mean(axes, keepdim=True)
-    variance = centred.square().mean(axes, keepdim=True) + step.number("epsilon", 1e-5)
-    result = centred * variance.rsqrt() * scale
+    result = _standardised(step, x, list(range(first, x.ndim))) * scale
     return result if bias is None else result + bias
-
-
-def _group_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    if step.opset < 21:  # its scale was one of groups, and the operator was withdrawn for that
-        raise step.refuse("is of an opset below 21")
-    groups = step.whole("num_groups", 1)
-    blocks = x.reshape(len(x), groups, -1)
-    centred = blocks - blocks.mean(2, keepdim=True)
-    variance = centred.square().mean(2, keepdim=True) + step.number("epsilon", 1e-5)
-    shape = (-1, *[1] * (x.ndim - 2))
-    result = (centred * variance.rsqrt()).reshape(x.shape)
-    return result * scale.reshape(shape) + bias.reshape(shape)
 
 
 def _lrn(step: Step, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from converter.latency import Speedup, Timing
 from converter.worst import WorstImage
 
 __all__ = [
-    "ENOUGH_LABELS",
+    "ENOUGH_IMAGES",
     "Accuracy",
     "Agreement",
     "Latency",
@@ -19,8 +19,8 @@ __all__ = [
     "Validation",
 ]
 
-ENOUGH_LABELS = 100
-"""Of fewer images it cannot be told whether a model is right by chance."""
+ENOUGH_IMAGES = 100
+"""Of fewer images it cannot be told whether a model is right by chance, or answers all alike."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Accuracy:
         Its classes are then likely in another order than the labels, or the images were prepared otherwise
         than in its training: a drop near 0 would say nothing.
         """
-        if self.chance is None or self.chance_error is None or self.images < ENOUGH_LABELS:
+        if self.chance is None or self.chance_error is None or self.images < ENOUGH_IMAGES:
             return False
         return self.original < self.chance + 2.0 * self.chance_error
 

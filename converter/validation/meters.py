@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.scores import holds_scores, in_rows
-from converter.validation.findings import ENOUGH_LABELS, Accuracy, Agreement, OutputComparison
+from converter.validation.findings import ENOUGH_IMAGES, Accuracy, Agreement, OutputComparison
 from converter.worst import Worst
 
 __all__ = ["SAMPLE", "Array", "Comparison", "Meter"]
@@ -125,7 +125,7 @@ class Comparison:
         self._right = [0, 0]
         self._lost = 0
         self._won = 0
-        self._answers: set[int] = set()
+        self._classes_seen: set[int] = set()  # in the original's answers
         # of images with labels: how often the original answers each class, and how often each is the label
         self._answered: NDArray[np.int64] = np.zeros(0, np.int64)
         self._labels: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -162,7 +162,7 @@ class Comparison:
         self.worst.add((first, second), best, labels)
         sound = (best[0] >= 0) & (best[1] >= 0)
         self._alike += int((sound & (best[0] == best[1])).sum())
-        self._answers.update(np.unique(best[0]).tolist())
+        self._classes_seen.update(np.unique(best[0]).tolist())
         if self.classes > 5:
             five = np.argsort(-second, axis=1, kind="stable")[:, :5]
             self._alike_five += int((sound & (five == best[0][:, None]).any(axis=1)).sum())
@@ -224,7 +224,7 @@ class Comparison:
                 "often than by chance, so a drop in accuracy says nothing: see that the class folders are in "
                 "the order of the model's classes, and the images prepared as in its training"
             )
-        if self.images >= ENOUGH_LABELS and len(self._answers) == 1:
+        if self.images >= ENOUGH_IMAGES and len(self._classes_seen) == 1:
             said.append(
                 f"the original gives all {self.images:,} images the same best class, so agreement says "
                 f"little; if output '{self.scores}' holds no scores of classes, look at its error"

@@ -166,7 +166,7 @@ def test_a_plan_that_reads_slower_by_now_is_not_carried_out_again(
             latency=dataclasses.replace(LATENCY, speedup=1.0),
             notes=(),
             choice=plan(prepared, None, Budget(macs=4)),
-            realised=SimpleNamespace(),  # type: ignore[arg-type]
+            realised=SimpleNamespace(),  # type: ignore[arg-type]  # nothing of it is read
         )
 
     monkeypatch.setattr(

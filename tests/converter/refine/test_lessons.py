@@ -159,14 +159,14 @@ def test_where_scores_are_means_they_are_means_over_all_variants_so_far(start: i
         torch.testing.assert_close(answers["y"], expected, rtol=1e-5, atol=1e-6)
     # one that goes on from here begins with the means over all passes so far
     made.ended(4 * 2 * 2 + 3, 5)
-    onward: Any = Lessons(networks, images, made._settings, made)  # type: ignore[arg-type]
+    onward: Any = Lessons(networks, images, made._settings, made)  # type: ignore[arg-type]  # a stand-in
     asked = networks.asked
     rows, _, answers = onward.lesson(0, 5, nullcontext())
     views = [images.variant(rows, "cpu", ways, (0, 1, each))["x"] for each in (0, 1)]
     torch.testing.assert_close(answers["y"], mean_over(networks, views), rtol=1e-5, atol=1e-6)
     assert networks.asked == asked  # what was answered is still there
     made.ended(10_000, 5)
-    onward = Lessons(networks, images, made._settings, made)  # type: ignore[arg-type]
+    onward = Lessons(networks, images, made._settings, made)  # type: ignore[arg-type]  # a stand-in
     rows, _, answers = onward.lesson(0, 5, nullcontext())
     views = [images.variant(rows, "cpu", ways, (0, 1, each))["x"] for each in range(VARIANTS)]
     torch.testing.assert_close(answers["y"], mean_over(networks, views), rtol=1e-5, atol=1e-6)
